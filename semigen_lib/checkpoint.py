@@ -1,0 +1,182 @@
+"""Files that survive: weights and training states, written whole or not at all.
+
+Tensors go into safetensors and everything else into JSON, so loading a file never runs code.
+A file is written beside its place, flushed to the disk, and moved: whoever is interrupted leaves
+the old file or the new one, never half of either. A training state is a pair of files; its JSON is
+written last and carries the sha256 of the tensors, which no format checks by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+__all__ = [
+    "KEPT",
+    "SCHEMA",
+    "CheckpointError",
+    "flatten_optimizer",
+    "load_state",
+    "load_weights",
+    "read_json",
+    "restore_optimizer",
+    "save_state",
+    "save_weights",
+    "write_atomically",
+    "write_json",
+]
+
+
+SCHEMA = 1  # raised when older code could no longer read what newer code writes
+KEPT = 2  # how many training states stay on disk
+
+
+class CheckpointError(ValueError):
+    """A file that is missing, damaged or newer than this library."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment ``path`` holds the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, atomically. NaN and infinity are refused."""
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_json` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, is not a JSON object, or was written by a newer schema.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: expected a file of a training run, got nothing") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON, got a damaged file ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    if content.get("schema", SCHEMA) > SCHEMA:
+        raise CheckpointError(
+            f"{path}: expected schema {SCHEMA} or older, got {content['schema']}: "
+            "written by a newer semigen_lib"
+        )
+    return content
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
+    """Write named tensors as safetensors, atomically, and return the file's sha256."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    content = safetensors.torch.save(plain)
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Read what :func:`save_weights` wrote and check it against its sha256.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, or not one bit for bit as it was written.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: expected saved weights, got nothing") from None
+    got = hashlib.sha256(content).hexdigest()
+    if got != sha256:
+        raise CheckpointError(f"{path}: expected sha256 {sha256[:12]}…, got {got[:12]}…: damaged")
+    return safetensors.torch.load(content)
+
+
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping) -> None:
+    """Write the training state of a step; of the older ones the last stays, the rest go.
+
+    Parameters
+    ----------
+    folder
+        Where the states of one run live.
+    step
+        How many steps have been made.
+    tensors
+        Everything that is a tensor, under flat names.
+    facts
+        Everything else, as JSON.
+    """
+    stem = folder / f"step-{step:09d}"
+    sha256 = save_weights(stem.with_suffix(".safetensors"), tensors)
+    entry = {"schema": SCHEMA, "step": step, "sha256": sha256, "facts": dict(facts)}
+    write_json(stem.with_suffix(".json"), entry)
+    for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_state(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """Read the newest undamaged training state as (step, tensors, facts).
+
+    A damaged one is passed over with a warning.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no undamaged state, or one of a newer schema.
+    """
+    problem = "nothing"
+    for path in sorted(folder.glob("step-*.json"), reverse=True):
+        try:
+            entry = read_json(path)
+            tensors = load_weights(path.with_suffix(".safetensors"), entry["sha256"])
+            return entry["step"], tensors, entry["facts"]
+        except (CheckpointError, KeyError) as error:
+            if "newer semigen_lib" in str(error):
+                raise
+            problem = str(error)
+            warnings.warn(f"{problem}; going back to the state before", stacklevel=2)
+    raise CheckpointError(f"{folder}: expected a training state to resume from, got {problem}")
+
+
+def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of an optimiser's state as ``optimizer.<name>.<parameter>.<key>``."""
+    return {
+        f"optimizer.{name}.{index}.{key}": torch.as_tensor(value)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+
+
+def restore_optimizer(
+    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what :func:`flatten_optimizer` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        kind, *rest = full_name.split(".")
+        if kind == "optimizer" and rest[0] == name:
+            state.setdefault(int(rest[1]), {})[rest[2]] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,450 @@
+"""The console script ``semigen``: train, sample, predict, evaluate.
+
+Every bad input ends with status 2 and one line on stderr, and leaves what was there untouched.
+
+Shown in: book/running.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semigen_lib import __version__
+from semigen_lib.checkpoint import (
+    SCHEMA,
+    CheckpointError,
+    load_weights,
+    read_json,
+    save_weights,
+    write_atomically,
+    write_json,
+)
+from semigen_lib.data import (
+    UNLABELED,
+    ImageSet,
+    list_folder,
+    load_images,
+    read_images,
+    split_labels,
+)
+from semigen_lib.evaluation import class_probabilities, draw, reconstruction_error, test_error
+from semigen_lib.methods import METHODS, build_method
+from semigen_lib.methods.method import Method
+from semigen_lib.models import ImageShape
+from semigen_lib.runtime import DEVICES, PRECISIONS, pick_device, seed_everything
+from semigen_lib.training import History, TrainingError, train
+
+__all__ = [
+    "build_parser",
+    "main",
+]
+
+
+DEFAULT_STEPS = 1500
+SHOWN_PER_CLASS = 10  # columns of samples.png
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for bad input, 130 when interrupted."""
+    options = build_parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+            options.run(options)
+    except (ValueError, OSError, TrainingError) as error:
+        say(f"error: {' '.join(str(error).split())}")
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    return 0
+
+
+def say(sentence: str) -> None:
+    """Write one line to stderr; stdout is for results."""
+    sys.stderr.write(f"semigen: {sentence}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all four commands."""
+    parser = _Parser(
+        prog="semigen",
+        description="Learn to draw and to read images from a few labels and many images.",
+        epilog="example: semigen train --data mnist --method combined --labels 100 --minutes 3 "
+        "--out runs/first && semigen sample runs/first --class 7 --out sevens.png",
+    )
+    parser.add_argument("--version", action="version", version=f"semigen {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_sample(commands)
+    _add_predict(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a method and write a run",
+        description="Train a method on images of which only some have labels, and write RUN/"
+        "{model.safetensors, config.json, history.csv, metrics.json, samples.png}.",
+    )
+    add = command.add_argument
+    add("--data", default="mnist", help="mnist, another data set's name, or a FOLDER with one "
+        "sub-folder per class, optionally unlabeled/ and test/ (default: mnist)")  # fmt: skip
+    add("--method", default="combined", help=f"one of {', '.join(METHODS)} (default: combined)")
+    add("--labels", type=int, help="how many images keep their label, the same number of each "
+        "class (default: 100; in a folder, all that have one)")  # fmt: skip
+    add("--seed", type=int, default=0, help="of weights, batches, noise and labels (default: 0)")
+    add("--label-seed", type=int, help="of the choice of labels only (default: the seed)")
+    add("--steps", type=int, help=f"how many steps (default: {DEFAULT_STEPS})")
+    add("--minutes", type=float, help="how many minutes, instead of steps")
+    add("--image-size", type=int, default=28, help="side in pixels, for folders (default: 28)")
+    add("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (default: 1)")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the "
+        "method, such as latent_dim=16 or request_weight=0; repeatable")  # fmt: skip
+    _add_device(command)
+    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 on CUDA, else fp32")
+    add("--out", type=Path, required=True, metavar="RUN", help="a new folder for the run")
+    add("--resume", action="store_true", help="go on with an interrupted run in RUN; the other "
+        "options must be as they were")  # fmt: skip
+    add("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=run_train)
+
+
+def _add_sample(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "sample", help="draw images", description="Draw images with a trained run."
+    )
+    _add_run(command)
+    command.add_argument("--class", dest="class_name", help="draw only this class (name or number)")
+    command.add_argument("--per-class", type=int, default=10, help="images a class (default: 10)")
+    command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    command.add_argument("--out", type=Path, required=True, help="a .png (grid) or .npz file")
+    _add_device(command)
+    command.set_defaults(run=run_sample)
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "predict", help="read images", description="Say which class each image is of."
+    )
+    _add_run(command)
+    command.add_argument("images", type=Path, help="a folder, an image, or an .npz with images")
+    command.add_argument("--out", type=Path, required=True, help="a .csv: name, label, probability")
+    _add_device(command)
+    command.set_defaults(run=run_predict)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="measure a run on the test set",
+        description="Measure a run on the test images of its data and print the figures as JSON.",
+    )
+    _add_run(command)
+    _add_device(command)
+    command.set_defaults(run=run_evaluate)
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run_folder", type=Path, metavar="RUN", help="what semigen train wrote")
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", choices=DEVICES, help="default: auto")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train a method and write everything that belongs to the run."""
+    out = options.out
+    check_free(out, options.resume)
+    device = pick_device(options.device)
+    if options.steps is None and options.minutes is None:
+        options.steps = DEFAULT_STEPS
+    data = load_images(options.data, image_size=options.image_size, channels=options.channels)
+    for note in data.notes:
+        say(note)
+    n_labeled = options.labels
+    if n_labeled is None and not Path(options.data).is_dir():
+        n_labeled = 100
+    label_seed = options.seed if options.label_seed is None else options.label_seed
+    split = split_labels(data, n_labeled, label_seed)
+    test_images = data.test
+    config = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "method": options.method,
+        "settings": parse_settings(options.set),
+        "data": data_source(options.data),
+        "image_shape": list(split.image_shape),
+        "class_names": list(split.class_names),
+        "n_labeled": split.n_labeled,
+        "seed": options.seed,
+        "label_seed": label_seed,
+        "steps": options.steps,
+        "minutes": options.minutes,
+        "precision": options.precision,
+    }
+    seed_everything(options.seed)
+    method = method_from(config).to(device)
+    if options.resume:
+        check_same(read_json(out / "config.json"), config)
+    else:
+        write_json(out / "config.json", config)
+    del data  # from here on no hidden label is in memory
+    history = train(
+        method,
+        split,
+        steps=options.steps,
+        minutes=options.minutes,
+        seed=options.seed,
+        precision=options.precision,
+        progress=not options.quiet,
+        states=out / "states",
+        resume=options.resume,
+    )
+    write_results(out, config, method, history, test_images)
+
+
+def check_free(out: Path, resume: bool) -> None:
+    """Refuse to train over a run, and to resume where there is none or where all is done."""
+    finished = (out / "metrics.json").exists()
+    if resume and finished:
+        raise ValueError(f"--resume: expected an interrupted run, got a finished one in {out}")
+    if resume and not (out / "states").is_dir():
+        raise ValueError(f"--resume: expected a training state in {out}, got nothing to go on from")
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out: expected a new or empty folder (or --resume), got {out}")
+
+
+def check_same(before: dict, now: dict) -> None:
+    """Refuse to resume a run with other options than it was started with."""
+    for name, value in now.items():
+        if before.get(name) != value and name != "version":
+            raise ValueError(
+                f"--resume: expected {name} as before, {before.get(name)!r}, got {value!r}"
+            )
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, float]:
+    """Turn NAME=VALUE strings into a dictionary of numbers, booleans or strings."""
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected NAME=VALUE, got {pair!r}")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
+
+
+def data_source(source: str) -> str:
+    """Return a name as it is and a folder as an absolute path, so that it is found again."""
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
+
+
+def method_from(config: dict) -> Method:
+    """Build the method that a run's config describes, with fresh weights."""
+    shape = tuple(config["image_shape"])
+    return build_method(config["method"], shape, len(config["class_names"]), config["settings"])
+
+
+def write_results(
+    out: Path, config: dict, method: Method, history: History, test_images: ImageSet
+) -> None:
+    """Write weights, history, samples and, last, the metrics that say the run is finished."""
+    sha256 = save_weights(out / "model.safetensors", method.state_dict())
+    write_atomically(out / "history.csv", history.to_csv().encode())
+    write_atomically(out / "samples.png", samples_png(method, config, test_images))
+    metrics = {
+        "method": config["method"],
+        "n_labeled": config["n_labeled"],
+        "seed": config["seed"],
+        "label_seed": config["label_seed"],
+        "test_error": test_error(method, test_images) if method.reads else None,
+        "steps": int(history["step"][-1]),
+        "seconds": history["seconds"][-1],
+        "device": str(next(method.parameters()).device),
+        "sha256": sha256,
+    }
+    write_json(out / "metrics.json", metrics)
+    sys.stdout.write(json.dumps(metrics) + "\n")
+
+
+def samples_png(method: Method, config: dict, test_images: ImageSet) -> bytes:
+    """Return a picture of what a method does, a row a class where it knows classes.
+
+    A method that draws shows drawings. One that only reads shows the first test images it reads
+    as each class, mistakes included.
+    """
+    names = config["class_names"]
+    labels = torch.arange(len(names)).repeat_interleave(SHOWN_PER_CLASS)
+    seed_everything(config["seed"])
+    if method.draws_on_request:
+        return grid_png(draw(method, labels), SHOWN_PER_CLASS, names)
+    if method.draws:
+        return grid_png(draw(method, torch.full_like(labels, UNLABELED)), SHOWN_PER_CLASS)
+    read = class_probabilities(method, test_images.images).argmax(1)
+    blank = torch.zeros(SHOWN_PER_CLASS, *test_images.images.shape[1:], dtype=torch.uint8)
+    rows = [
+        torch.cat([test_images.images[read == label][:SHOWN_PER_CLASS], blank])[:SHOWN_PER_CLASS]
+        for label in range(len(names))
+    ]
+    return grid_png(torch.cat(rows), SHOWN_PER_CLASS, names)
+
+
+def grid_png(images: Tensor, columns: int, row_titles: Sequence[str] | None = None) -> bytes:
+    """Return uint8 images ``(N, C, H, W)`` as one PNG picture."""
+    from semigen_lib.plotting import show_images  # matplotlib: imported only where used
+
+    figure = show_images(images, columns=columns, row_titles=row_titles).figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def load_run(folder: Path, device: str) -> tuple[Method, dict]:
+    """Return the trained method of a finished run, and its config."""
+    config, metrics = read_json(folder / "config.json"), read_json(folder / "metrics.json")
+    try:
+        weights = load_weights(folder / "model.safetensors", metrics["sha256"])
+        method = method_from(config)
+        method.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: expected a finished run, got {error}") from None
+    return method.to(pick_device(device)).eval(), config
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    """Draw images and write them as a picture or as arrays."""
+    check_suffix(options.out, (".png", ".npz"))
+    if options.per_class < 1:
+        raise ValueError(f"--per-class: expected a positive number, got {options.per_class}")
+    method, config = load_run(options.run_folder, options.device)
+    if not method.draws:
+        raise ValueError(f"RUN: expected a method that draws, got {config['method']}")
+    names, columns = config["class_names"], options.per_class
+    if options.class_name is not None:
+        asked = [class_index(options.class_name, names)]
+    else:
+        asked = list(range(len(names))) if method.draws_on_request else [UNLABELED] * len(names)
+    labels = torch.tensor(asked).repeat_interleave(options.per_class)
+    seed_everything(options.seed)
+    images = draw(method, labels)
+    if options.out.suffix == ".png":
+        titles = [names[k] for k in asked] if method.draws_on_request else None
+        if len(asked) == 1:  # a single class fills a block rather than a line
+            titles, columns = None, math.ceil(math.sqrt(options.per_class))
+        write_atomically(options.out, grid_png(images, columns, titles))
+        return
+    plain = images.squeeze(1) if images.shape[1] == 1 else images
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=plain.numpy(), labels=labels.numpy())
+    write_atomically(options.out, buffer.getvalue())
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Read images and write name, label, probability."""
+    check_suffix(options.out, (".csv",))
+    method, config = load_run(options.run_folder, options.device)
+    if not method.reads:
+        raise ValueError(f"RUN: expected a method that reads images, got {config['method']}")
+    names, images = images_to_read(options.images, config["image_shape"])
+    probabilities, labels = class_probabilities(method, images).max(1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("name", "label", "probability"))
+    for name, label, probability in zip(names, labels, probabilities, strict=True):
+        writer.writerow((name, config["class_names"][label], f"{probability:.4f}"))
+    write_atomically(options.out, text.getvalue().encode())
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Print the figures of a run on the test set as one line of JSON."""
+    method, config = load_run(options.run_folder, options.device)
+    channels, image_size, _ = config["image_shape"]
+    data = load_images(config["data"], image_size=image_size, channels=channels)
+    if list(data.class_names) != config["class_names"]:
+        raise ValueError(
+            f"classes: expected {config['class_names']} as trained, got {list(data.class_names)}"
+        )
+    figures = {
+        "method": config["method"],
+        "n_test": len(data.test),
+        "test_error": test_error(method, data.test) if method.reads else None,
+    }
+    if hasattr(method, "reconstruct"):
+        figures["reconstruction"] = reconstruction_error(method, data.test.images)
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse an output file whose ending says nothing of its format."""
+    if path.suffix not in suffixes:
+        raise ValueError(f"--out: expected a file ending in {' or '.join(suffixes)}, got {path}")
+
+
+def class_index(name: str, class_names: Sequence[str]) -> int:
+    """Return the number of the class that a user names."""
+    if name in class_names:
+        return class_names.index(name)
+    raise ValueError(f"--class: expected one of {', '.join(class_names)}, got {name!r}")
+
+
+def images_to_read(source: Path, image_shape: ImageShape) -> tuple[list[str], Tensor]:
+    """Return names and uint8 images ``(N, C, H, W)`` of a folder, an image or an .npz."""
+    channels, image_size, _ = image_shape
+    if source.suffix == ".npz":
+        return images_of_npz(source, image_shape)
+    if source.is_dir():
+        paths = list_folder(source)
+        if not paths:
+            raise ValueError(f"{source}: expected a folder with images, got none")
+    elif source.exists():
+        paths = [source]
+    else:
+        raise ValueError(f"{source}: expected a folder, an image or an .npz, got nothing there")
+    images = read_images(paths, image_size=image_size, channels=channels)
+    return [path.name for path in paths], images
+
+
+def images_of_npz(source: Path, image_shape: ImageShape) -> tuple[list[str], Tensor]:
+    """Return the array ``images`` of an .npz, as ``semigen sample`` writes it."""
+    try:
+        with np.load(source, allow_pickle=False) as arrays:
+            images = arrays["images"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{source}: expected an .npz with images, got {error}") from None
+    channels, height, width = image_shape
+    wanted = (height, width) if channels == 1 and images.ndim == 3 else (channels, height, width)
+    if images.dtype != np.uint8 or images.shape[1:] != wanted or not len(images):
+        raise ValueError(
+            f"{source}: expected uint8 images of shape {wanted}, "
+            f"got {images.dtype} {images.shape[1:]} x {len(images)}"
+        )
+    tensor = torch.from_numpy(images).reshape(-1, channels, height, width)
+    return [str(index) for index in range(len(tensor))], tensor

@@ -1,0 +1,261 @@
+"""Labels that travel from neighbour to neighbour: no network, no training.
+
+Each image is a point. ``nearest_neighbors`` joins it to the points nearest to it, and
+``spread_labels`` lets the few known labels flow along these edges, so that images without labels
+say where one class may end and another begin.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "GraphError",
+    "deskew",
+    "nearest_neighbors",
+    "spread_labels",
+]
+
+
+class GraphError(ValueError):
+    """Points, edges or labels that make no graph; one line, "expected ..., got ..."."""
+
+
+@torch.no_grad()
+def nearest_neighbors(features: Tensor, k: int, *, block: int = 4096) -> tuple[Tensor, Tensor]:
+    """Find the k nearest other points of every point, by comparing all pairs.
+
+    Distances come from matrix products, one block of pairs at a time, so memory stays at about
+    ``3 * block**2`` numbers; each block serves its rows and its columns. The distances of the
+    pairs that were found are then computed anew from differences, free of cancellation.
+
+    Parameters
+    ----------
+    features : Tensor
+        Floating point, finite, shape (N, D), on any device.
+    k : int
+        Neighbours per point, from 1 to N - 1. A point is not its own neighbour, but a copy of it
+        is.
+    block : int
+        Points in a block; it changes speed and memory only.
+
+    Returns
+    -------
+    neighbors : Tensor
+        int64, shape (N, k), positions in ``features``, nearest first.
+    distances : Tensor
+        float32, shape (N, k), Euclidean distances to them.
+
+    Raises
+    ------
+    GraphError
+        If the features have another shape or type or are not finite, or k or block is out of range.
+
+    Shown in: book/01_semi_supervised_learning.ipynb
+    """
+    if features.ndim != 2 or not features.is_floating_point():
+        raise GraphError(
+            f"expected floating-point features (N, D), got {features.dtype} {tuple(features.shape)}"
+        )
+    n = len(features)
+    if not 1 <= k < n:
+        raise GraphError(f"expected k from 1 to {n - 1}, one less than the points, got {k}")
+    if block < 1:
+        raise GraphError(f"expected block of at least 1, got {block}")
+    features = features.float()
+    if not features.isfinite().all():
+        raise GraphError("expected finite features, got NaN or infinity")
+    features = features - features.mean(0)  # the same distances, with fewer digits to cancel
+    squares = features.square().sum(1)
+    nearest = features.new_full((n, k), torch.inf)
+    neighbors = torch.zeros(n, k, dtype=torch.int64, device=features.device)
+
+    def keep_nearest(rows: slice, first_column: int, squared: Tensor) -> None:
+        found = squared.topk(min(k, squared.shape[1]), largest=False)
+        values = torch.cat([nearest[rows], found.values], dim=1)
+        indices = torch.cat([neighbors[rows], found.indices + first_column], dim=1)
+        nearest[rows], order = values.topk(k, largest=False)
+        neighbors[rows] = indices.gather(1, order)
+
+    for top in range(0, n, block):
+        rows = slice(top, top + block)
+        for left in range(top, n, block):
+            columns = slice(left, left + block)
+            squared = torch.addmm(squares[columns], features[rows], features[columns].T, alpha=-2)
+            squared += squares[rows, None]
+            if top == left:
+                squared.fill_diagonal_(torch.inf)
+            keep_nearest(rows, left, squared)
+            if top != left:  # what is near from here is near from there
+                keep_nearest(columns, top, squared.T.contiguous())
+    distances = torch.cat(
+        [
+            (features[points, None] - features[found]).square().sum(2).sqrt()
+            for points, found in zip(
+                torch.arange(n, device=features.device).split(512), neighbors.split(512), strict=True
+            )
+        ]
+    )
+    distances, order = distances.sort(dim=1, stable=True)
+    return neighbors.gather(1, order), distances
+
+
+@torch.no_grad()
+def spread_labels(
+    neighbors: Tensor,
+    similarities: Tensor,
+    labels: Tensor,
+    n_classes: int,
+    *,
+    alpha: float = 0.99,
+    rounds: int = 200,
+) -> Tensor:
+    """Let labels flow along the edges of a graph, and return the score of every class everywhere.
+
+    With ``W`` the symmetrised similarities, ``D`` its diagonal of row sums,
+    ``S = D**-0.5 @ W @ D**-0.5`` and ``Y`` the one-hot labels (a row of zeros where unknown), each
+    round is ``F = alpha * S @ F + (1 - alpha) * Y``, from ``F = Y``.
+
+    Parameters
+    ----------
+    neighbors : Tensor
+        int64, shape (N, k), from ``nearest_neighbors``.
+    similarities : Tensor
+        Floating point, at least 0, shape (N, k): the weight of each edge. An edge that both of
+        its ends name gets the mean of both weights, one that a single end names half of its own.
+    labels : Tensor
+        int64, shape (N,), classes from 0 to K - 1, or -1 (``UNLABELED``) where unknown.
+    n_classes : int
+        K.
+    alpha : float
+        From 0 (every label stays where it is) up to but without 1 (the graph alone decides).
+    rounds : int
+        At least 0. What is still missing from the limit shrinks by ``alpha`` per round.
+
+    Returns
+    -------
+    Tensor
+        float32, shape (N, K), at least 0, not normalised; ``argmax(1)`` is the prediction. A row
+        of zeros is a point that no label has reached.
+
+    Raises
+    ------
+    GraphError
+        If shapes disagree or a value is out of range.
+
+    Source: Zhou et al. 2003, "Learning with Local and Global Consistency", section 2.
+    Shown in: book/01_semi_supervised_learning.ipynb
+    """
+    _check_edges(neighbors, similarities)
+    n, device = len(neighbors), similarities.device
+    if labels.shape != (n,) or not (-1 <= int(labels.min()) and int(labels.max()) < n_classes):
+        raise GraphError(
+            f"expected {n} labels from -1 to {n_classes - 1}, got {tuple(labels.shape)} from "
+            f"{int(labels.min())} to {int(labels.max())}"
+        )
+    if not 0 <= alpha < 1:
+        raise GraphError(f"expected alpha from 0 up to but without 1, got {alpha}")
+    if rounds < 0:
+        raise GraphError(f"expected rounds of at least 0, got {rounds}")
+    here = torch.arange(n, device=device).repeat_interleave(neighbors.shape[1])
+    there = neighbors.flatten()
+    # Every edge in both directions, sorted by the point it ends at.
+    ends, order = torch.cat([here, there]).sort(stable=True)
+    starts = torch.cat([there, here])[order]
+    weights = similarities.float().flatten().repeat(2)[order] / 2
+    degree = torch.zeros(n, device=device).index_add_(0, ends, weights)
+    scale = torch.where(degree > 0, degree.rsqrt(), 0)  # a point without edges keeps its label
+    weights = weights * scale[ends] * scale[starts]
+    first = torch.searchsorted(ends, torch.arange(n, device=device))
+    known = labels >= 0
+    y = torch.zeros(n, n_classes, device=device)
+    y[known] = F.one_hot(labels[known], n_classes).float()
+    scores = y
+    for _ in range(rounds):
+        # A sparse product S @ F as weighted sums of rows: several times faster than torch.sparse.
+        arriving = F.embedding_bag(
+            starts, scores, first, mode="sum", per_sample_weights=weights
+        )
+        scores = alpha * arriving + (1 - alpha) * y
+    return scores
+
+
+@torch.no_grad()
+def deskew(images: Tensor, *, block: int = 4096) -> Tensor:
+    """Shear every image upright and move its centre of mass to the middle.
+
+    The ink of a slanted stroke has a covariance between x and y; sliding each row sideways, in
+    proportion to its height, makes it 0. An image without ink stays as it is.
+
+    Parameters
+    ----------
+    images : Tensor
+        Floating point, at least 0, shape (N, C, H, W), ink bright on black.
+    block : int
+        Images handled at a time.
+
+    Returns
+    -------
+    Tensor
+        Same shape and type; values are interpolated, zeros come in at the edges.
+
+    Raises
+    ------
+    GraphError
+        If the images have another shape or type.
+
+    Source: LeCun et al. 1998, section III.A, where deskewed digits are among the inputs compared.
+    Shown in: book/01_semi_supervised_learning.ipynb
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise GraphError(
+            f"expected floating-point images (N, C, H, W), got {images.dtype} "
+            f"{tuple(images.shape)}"
+        )
+    return torch.cat([_deskew_block(part) for part in images.split(block)])
+
+
+def _deskew_block(images: Tensor) -> Tensor:
+    _, _, height, width = images.shape
+    ink = images.sum(1)
+    mass = ink.sum((1, 2))
+    # Coordinates of grid_sample: from -1 to 1 between the outer edges of the outer pixels.
+    x = (2 * torch.arange(width, device=images.device) + 1) / width - 1
+    y = ((2 * torch.arange(height, device=images.device) + 1) / height - 1)[:, None]
+
+    def mean(values: Tensor) -> Tensor:
+        return (ink * values).sum((1, 2)) / mass.clamp(min=1e-6)
+
+    centre_x, centre_y = mean(x), mean(y)
+    off_x, off_y = x - centre_x[:, None, None], y - centre_y[:, None, None]
+    shear = mean(off_x * off_y) / mean(off_y.square()).clamp(min=1e-6)
+    transform = images.new_zeros(len(images), 2, 3)
+    transform[:, 0, 0] = transform[:, 1, 1] = 1
+    transform[:, 0, 1] = shear
+    transform[:, 0, 2], transform[:, 1, 2] = centre_x, centre_y
+    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
+
+
+def _check_edges(neighbors: Tensor, similarities: Tensor) -> None:
+    if neighbors.ndim != 2 or neighbors.dtype != torch.int64 or 0 in neighbors.shape:
+        raise GraphError(
+            f"expected int64 neighbors (N, k), got {neighbors.dtype} {tuple(neighbors.shape)}"
+        )
+    n = len(neighbors)
+    if not 0 <= int(neighbors.min()) <= int(neighbors.max()) < n:
+        raise GraphError(
+            f"expected neighbors from 0 to {n - 1}, got {int(neighbors.min())} to "
+            f"{int(neighbors.max())}"
+        )
+    if similarities.shape != neighbors.shape:
+        raise GraphError(
+            f"expected similarities {tuple(neighbors.shape)}, got {tuple(similarities.shape)}"
+        )
+    if not (similarities.isfinite().all() and (similarities >= 0).all()):
+        raise GraphError(
+            f"expected finite similarities of at least 0, got {float(similarities.min())} to "
+            f"{float(similarities.max())}"
+        )

@@ -1,0 +1,253 @@
+"""The terms of the objectives: pure functions of network outputs.
+
+No function here has seen a network. Each returns a scalar, averaged over the batch. The weights
+that turn terms into an objective belong to the methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "IGNORED",
+    "LSGAN_CODE",
+    "TargetCode",
+    "brier_loss",
+    "classification_loss",
+    "energy_margin_loss",
+    "is_fake_loss",
+    "is_real_loss",
+    "least_squares_loss",
+    "prior_loss",
+    "real_probability",
+    "reconstruction_loss",
+]
+
+
+IGNORED = -1  # the label that carries no label; equal to data.UNLABELED, which losses never import
+
+
+@dataclass(frozen=True)
+class TargetCode:
+    """Who wants which score: the numbers that make a least-squares loss a game, or not.
+
+    Attributes
+    ----------
+    real
+        The discriminator's target on real images (``b`` in Mao et al.).
+    fake
+        The discriminator's target on generated images (``a``).
+    generator
+        The generator's target on its own images (``c``).
+
+    Source: Mao et al. 2017, Least Squares Generative Adversarial Networks, equation 2.
+    Shown in: book/03_gan_loss.ipynb
+    """
+
+    real: float = 1.0
+    fake: float = 0.0
+    generator: float = 1.0
+
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether the two players want different things.
+
+        If ``real == fake`` the best discriminator is constant; if ``generator == fake`` the
+        generator helps the discriminator do what it already wants. Either way nobody plays.
+        """
+        return self.real != self.fake and self.generator != self.fake
+
+    def optimal_score(self, real_density: Tensor, fake_density: Tensor) -> Tensor:
+        """Return the score of the best discriminator where the two densities are as given.
+
+        Parameters
+        ----------
+        real_density, fake_density
+            Non-negative, any common shape, their sum positive.
+        """
+        total = real_density + fake_density
+        return (self.real * real_density + self.fake * fake_density) / total
+
+    def equilibrium(self) -> tuple[float, float, float]:
+        """Return (score, discriminator's loss, generator's loss) when fake and real look alike.
+
+        For the default code these are 1/2, 1/4 and 1/8.
+        """
+        score = (self.real + self.fake) / 2
+        discriminator = 0.5 * (score - self.real) ** 2 + 0.5 * (score - self.fake) ** 2
+        return score, discriminator, 0.5 * (score - self.generator) ** 2
+
+
+LSGAN_CODE = TargetCode()
+
+
+def least_squares_loss(score: Tensor, target: float) -> Tensor:
+    """Half the squared distance of scores from a target, averaged over the batch.
+
+    The discriminator minimises this on real images with ``code.real`` plus this on generated
+    images with ``code.fake``; the generator minimises it on generated images with
+    ``code.generator``.
+
+    Parameters
+    ----------
+    score
+        ``(B,)`` unbounded scores. A sigmoid before this loss would saturate it.
+    target
+        One of the three numbers of a :class:`TargetCode`.
+
+    Source: Mao et al. 2017, equation 2. Shown in: book/03_gan_loss.ipynb
+    """
+    return 0.5 * (score - target).square().mean()
+
+
+def reconstruction_loss(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Squared error of reconstructions, averaged over pixels and batch.
+
+    Parameters
+    ----------
+    images, reconstructions
+        ``(B, C, H, W)`` in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ (broadcasting would hide it).
+
+    Source: the article's first formula, divided by the number of pixels so that weights mean the
+    same for every image size. Shown in: book/02_autoencoder.ipynb
+    """
+    if images.shape != reconstructions.shape:
+        expected, got = tuple(images.shape), tuple(reconstructions.shape)
+        raise ValueError(f"reconstructions: expected shape {expected}, got {got}")
+    return (images - reconstructions).square().mean()
+
+
+def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats, averaged over the labelled images of the batch.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before any softmax: a second softmax would keep this loss from reaching 0.
+    labels
+        ``(B,)`` int64 in 0..K-1, or UNLABELED (-1) for images that do not count.
+
+    Returns
+    -------
+    Tensor
+        A scalar; exactly 0 (with zero gradient) when no image of the batch has a label.
+
+    Shown in: book/04_combined_objective.ipynb
+    """
+    total = F.cross_entropy(class_logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def brier_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Half the squared distance of class probabilities from the one-hot label, batch average.
+
+    The proper scoring rule that the article's formula becomes when its y is a class label.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before the softmax.
+    labels
+        ``(B,)`` int64 in 0..K-1; every image must be labelled.
+
+    Source: Brier 1950. Shown in: book/03_gan_loss.ipynb
+    """
+    target = F.one_hot(labels, class_logits.shape[1])
+    return 0.5 * (class_logits.softmax(1) - target).square().sum(1).mean()
+
+
+def real_probability(class_logits: Tensor) -> Tensor:
+    """Probability that an image is of one of the K classes and not generated.
+
+    K+1 logits are one too many, so the logit of the class "generated" is fixed at 0 and the
+    probability is ``sigmoid(logsumexp(class_logits))``.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``.
+
+    Returns
+    -------
+    Tensor
+        ``(B,)`` in (0, 1).
+
+    Source: Salimans et al. 2016, section 5. Shown in: book/03_gan_loss.ipynb
+    """
+    return class_logits.logsumexp(1).sigmoid()
+
+
+def is_real_loss(class_logits: Tensor) -> Tensor:
+    """Cross-entropy, in nats, of "these are real" under K+1 classes, averaged over the batch.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``; the logit of "generated" is 0.
+
+    Source: Salimans et al. 2016, section 5. Shown in: book/03_gan_loss.ipynb
+    """
+    return F.softplus(-class_logits.logsumexp(1)).mean()
+
+
+def is_fake_loss(class_logits: Tensor) -> Tensor:
+    """Cross-entropy, in nats, of "these are generated" under K+1 classes, batch average.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``; the logit of "generated" is 0.
+
+    Source: Salimans et al. 2016, section 5. Shown in: book/03_gan_loss.ipynb
+    """
+    return F.softplus(class_logits.logsumexp(1)).mean()
+
+
+def energy_margin_loss(real_energy: Tensor, fake_energy: Tensor, margin: float) -> Tensor:
+    """Low energy for real images, energy of at least ``margin`` for generated ones.
+
+    Parameters
+    ----------
+    real_energy, fake_energy
+        ``(B,)``, non-negative: reconstruction errors of an autoencoder that is the discriminator.
+    margin
+        Positive, in units of the energy. Without it nothing opposes the reconstruction of fakes.
+
+    Raises
+    ------
+    ValueError
+        If the margin is not positive.
+
+    Source: Zhao et al. 2017 (EBGAN), equation 1. Shown in: book/03_gan_loss.ipynb
+    """
+    if margin <= 0:
+        raise ValueError(f"margin: expected a positive number, got {margin}")
+    return real_energy.mean() + F.relu(margin - fake_energy).mean()
+
+
+def prior_loss(latent: Tensor) -> Tensor:
+    """Distance of the batch's codes from a standard normal: per-coordinate means and variances.
+
+    Half of ``variance + mean**2 - 1 - log(variance)`` averaged over coordinates: the
+    Kullback-Leibler divergence from N(0, 1) to the normal with the batch's moments. 0 when every
+    coordinate has mean 0 and variance 1 over the batch.
+
+    Parameters
+    ----------
+    latent
+        ``(B, Z)`` with B at least 2.
+
+    Shown in: book/04_combined_objective.ipynb
+    """
+    variance, mean = torch.var_mean(latent, dim=0, correction=0)
+    variance = variance + 1e-6  # a dead coordinate costs much, not infinitely much
+    return 0.5 * (variance + mean.square() - 1 - variance.log()).mean()

@@ -1,0 +1,61 @@
+"""The methods, one file each. A new method is its file and one line of this table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from semigen_lib.methods.autoencoder import Autoencoder
+from semigen_lib.methods.combined import Combined
+from semigen_lib.methods.lsgan import Lsgan
+from semigen_lib.methods.method import Method
+from semigen_lib.methods.supervised import Supervised
+from semigen_lib.models import ImageShape
+
+__all__ = [
+    "METHODS",
+    "build_method",
+]
+
+
+METHODS: dict[str, type[Method]] = {
+    "supervised": Supervised,
+    "autoencoder": Autoencoder,
+    "lsgan": Lsgan,
+    "combined": Combined,
+}
+
+
+def build_method(
+    name: str,
+    image_shape: ImageShape,
+    n_classes: int,
+    settings: Mapping[str, float] | None = None,
+) -> Method:
+    """Return a method with fresh weights, drawn from torch's generator.
+
+    Parameters
+    ----------
+    name
+        A key of ``METHODS``.
+    image_shape
+        (C, H, W) of the images.
+    n_classes
+        K, the number of classes.
+    settings
+        Fields of the method's config that shall differ from their defaults.
+
+    Raises
+    ------
+    ValueError
+        If the name or a setting is unknown, or a setting has another type than its default.
+
+    Shown in: book/05_training_loop.ipynb
+    """
+    if name not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+    known = [field.name for field in dataclasses.fields(METHODS[name].Config)]
+    for setting in settings or {}:
+        if setting not in known:
+            raise ValueError(f"setting: expected one of {', '.join(known)}, got {setting!r}")
+    return METHODS[name](METHODS[name].Config(**(settings or {})), image_shape, n_classes)

@@ -1,0 +1,171 @@
+"""The contract between a method and the training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from semigen_lib.data import UNLABELED, Batch
+from semigen_lib.models import ImageShape
+
+__all__ = [
+    "Method",
+    "MethodConfig",
+    "Terms",
+    "method_name",
+    "refuse_classes",
+]
+
+
+Terms = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What every method can be told. Methods add their own fields.
+
+    A field ``<term>_weight`` multiplies the term of that name; a term without one has weight 1.
+    """
+
+    batch_size: int = 64  # unlabelled images a step
+    labeled_batch_size: int = 32  # labelled images a step; they repeat when there are fewer
+    learning_rate: float = 1e-3  # Adam's, the same for every player
+    beta1: float = 0.9  # Adam's memory of gradients; games want less of it
+    beta2: float = 0.99
+    decay_from: float = 0.6  # the fraction of the run after which the rate falls to 0
+    ema_decay: float = 0.999  # of the averaged weights that predict and generate
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type than the default's, and numbers out of range."""
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif type(value) is not kind:
+                raise ValueError(f"{field.name}: expected {kind.__name__}, got {value!r}")
+            if field.name in _RANGES:
+                low, high = _RANGES[field.name]
+            elif field.name.endswith("_weight"):
+                low, high = 0.0, _LARGEST
+            elif kind is int:
+                low, high = 1, 2**16
+            elif kind is float:
+                low, high = -_LARGEST, _LARGEST
+            else:
+                continue
+            if not low <= getattr(self, field.name) <= high:
+                raise ValueError(
+                    f"{field.name}: expected a number from {low} to {high}, got {value}"
+                )
+
+
+_LARGEST = 1e6  # of a weight or a target: whoever means more has mistyped
+_RANGES = {
+    "learning_rate": (0.0, 1.0),
+    "beta1": (0.0, 0.99999),  # Adam divides by 1 - beta
+    "beta2": (0.0, 0.99999),
+    "decay_from": (0.0, 1.0),
+    "ema_decay": (0.0, 1.0),
+}
+
+
+class Method(nn.Module):
+    """Where models and losses meet.
+
+    A method names its players and, for every batch, tells what each of them minimises. It never
+    sees an optimiser; the training loop never sees a network.
+
+    Parameters
+    ----------
+    config
+        An instance of the method's ``Config``.
+    image_shape
+        (C, H, W) of the images.
+    n_classes
+        K, the number of classes of the data.
+
+    Shown in: book/05_training_loop.ipynb
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    reads: ClassVar[bool] = False  # whether it can say which class an image is of
+    draws: ClassVar[bool] = False  # whether it can generate images
+    draws_on_request: ClassVar[bool] = False  # whether it can generate a class that is asked for
+    players: ClassVar[Mapping[str, tuple[str, ...]]]  # player -> names of the networks it trains
+
+    def __init__(self, config: MethodConfig, image_shape: ImageShape, n_classes: int) -> None:
+        super().__init__()
+        self.config, self.image_shape, self.n_classes = config, tuple(image_shape), n_classes
+
+    def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
+        """Yield (player, {term: loss}) once per update, in order.
+
+        The caller lets that player step on the weighted sum of its terms before it asks for the
+        next update, so a later player meets the earlier player's new weights.
+        """
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return class_logits ``(B, K)`` of images ``(B, C, H, W)`` in [0, 1].
+
+        Raises
+        ------
+        ValueError
+            If the method has no classifier.
+        """
+        raise ValueError(f"predict: expected a method with a classifier, got {method_name(self)}")
+
+    def generate(self, labels: Tensor) -> Tensor:
+        """Draw one image for each of ``labels`` ``(B,)``, as ``(B, C, H, W)`` in [0, 1].
+
+        UNLABELED (-1) leaves the class to chance.
+
+        Raises
+        ------
+        ValueError
+            If the method does not draw, or if it cannot draw a class on request.
+        """
+        raise ValueError(f"generate: expected a method that draws, got {method_name(self)}")
+
+    def objective(self, terms: Terms) -> Tensor:
+        """Return the weighted sum of a player's terms."""
+        return sum(
+            getattr(self.config, f"{name}_weight", 1.0) * term for name, term in terms.items()
+        )
+
+    def parameters_of(self, player: str) -> list[nn.Parameter]:
+        """Return the parameters that a player trains."""
+        return [p for name in self.players[player] for p in getattr(self, name).parameters()]
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return one fresh Adam per player."""
+        betas = (self.config.beta1, self.config.beta2)
+        return {
+            player: torch.optim.Adam(
+                self.parameters_of(player), lr=self.config.learning_rate, betas=betas
+            )
+            for player in self.players
+        }
+
+    def noise(self, n: int) -> Tensor:
+        """Draw ``(n, Z)`` standard normal noise on the device of the method's weights."""
+        return torch.randn(n, self.config.latent_dim, device=next(self.parameters()).device)
+
+
+def method_name(method: Method) -> str:
+    """Return the name of a method as the command line spells it."""
+    return type(method).__module__.rpartition(".")[2]
+
+
+def refuse_classes(method: Method, labels: Tensor) -> None:
+    """Raise ValueError if a class is requested from a method that cannot choose one."""
+    if (labels != UNLABELED).any():
+        raise ValueError(
+            f"class: expected a method that draws on request, such as combined, "
+            f"got {method_name(method)}"
+        )

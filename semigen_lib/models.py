@@ -1,0 +1,201 @@
+"""The networks: encoder, decoder (the same network is called generator in a game), discriminator.
+
+No network here has seen a loss. Images are ``(B, C, H, W)`` in [0, 1]; shapes shrink by half per
+stage on the way in (28, 14, 7) and double on the way out.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "ConvTrunk",
+    "Decoder",
+    "Discriminator",
+    "Encoder",
+    "ImageShape",
+    "count_halvings",
+    "initialise",
+    "one_hot",
+]
+
+NORM = nn.BatchNorm2d if os.environ.get("DBN") else (lambda c: nn.GroupNorm(8, c))
+ImageShape = tuple[int, int, int]  # channels, height, width
+
+
+def count_halvings(image_shape: ImageShape) -> int:
+    """Return how often the side can be halved until it is at most 7: 28 -> 2, 32 -> 3, 64 -> 4.
+
+    Raises
+    ------
+    ValueError
+        If the image is not square or its side is not 4, 5, 6 or 7 times a power of two.
+    """
+    _, height, width = image_shape
+    side, halvings = height, 0
+    while side > 7 and side % 2 == 0:
+        side, halvings = side // 2, halvings + 1
+    if height != width or not 4 <= side <= 7:
+        raise ValueError(
+            "image side: expected a square of 4, 5, 6 or 7 times a power of two, such as 28 or 64, "
+            f"got {height} x {width}"
+        )
+    return halvings
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw convolution and linear weights from N(0, 0.02), as in Radford et al. 2016."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class ConvTrunk(nn.Module):
+    """Strided convolutions from an image to a feature vector.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W), square, with a side that halves down to 4..7.
+    width
+        Channels after the first stage; they double at each further stage, up to four times.
+    normalise
+        Whether each stage normalises the features of each image. Not over the batch: a batch of
+        real and a batch of generated images would be told apart by their statistics.
+
+    Attributes
+    ----------
+    n_features
+        The length F of the feature vector.
+    """
+
+    def __init__(self, image_shape: ImageShape, width: int, *, normalise: bool) -> None:
+        super().__init__()
+        channels, side = image_shape[0], image_shape[1]
+        stages = []
+        for stage in range(count_halvings(image_shape)):
+            wider = width * min(2**stage, 4)
+            stages.append(nn.Conv2d(channels, wider, 4, stride=2, padding=1, bias=not normalise))
+            if normalise:
+                stages.append(nn.GroupNorm(8, wider))
+            stages.append(nn.LeakyReLU(0.2))
+            channels, side = wider, side // 2
+        self.stages = nn.Sequential(*stages)
+        self.n_features = channels * side * side
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to ``(B, F)``."""
+        return self.stages(images).flatten(1)
+
+
+class Encoder(nn.Module):
+    """An image goes in; a code and, for K > 0 classes, class logits come out.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W).
+    latent_dim
+        Z, the length of the code. Smaller than the number of pixels, or nothing is learned.
+    n_classes
+        K; 0 for an encoder without a class head.
+    width
+        Channels of the first stage.
+
+    Shown in: book/02_autoencoder.ipynb
+    """
+
+    def __init__(
+        self, image_shape: ImageShape, latent_dim: int, n_classes: int = 0, width: int = 32
+    ) -> None:
+        super().__init__()
+        self.trunk = ConvTrunk(image_shape, width, normalise=True)
+        self.latent = nn.Linear(self.trunk.n_features, latent_dim)
+        self.class_head = nn.Linear(self.trunk.n_features, n_classes) if n_classes else None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map ``(B, C, H, W)`` to the latent ``(B, Z)`` and class_logits ``(B, K)`` or None."""
+        features = self.trunk(images)
+        return self.latent(features), self.class_head(features) if self.class_head else None
+
+
+class Decoder(nn.Module):
+    """A code, and for K > 0 a class, go in; an image comes out. In a game it is the generator.
+
+    Each stage doubles the side with one 4x4 transposed convolution of stride 2: it can express
+    nearest-neighbour upsampling followed by a 3x3 convolution, at half the cost.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W).
+    latent_dim
+        Z, the length of the code or of the noise.
+    n_classes
+        K; 0 for an unconditional decoder.
+    width
+        Channels before the last stage.
+
+    Shown in: book/02_autoencoder.ipynb, book/03_gan_loss.ipynb
+    """
+
+    def __init__(
+        self, image_shape: ImageShape, latent_dim: int, n_classes: int = 0, width: int = 32
+    ) -> None:
+        super().__init__()
+        halvings = count_halvings(image_shape)
+        widths = [width * min(2**stage, 4) for stage in reversed(range(halvings))] or [width]
+        self.latent_dim, self.n_classes = latent_dim, n_classes
+        self.bottom = (widths[0] * 2, *(side >> halvings for side in image_shape[1:]))
+        n_bottom = self.bottom[0] * self.bottom[1] * self.bottom[2]
+        stages = [NORM(self.bottom[0]), nn.ReLU()]
+        channels = self.bottom[0]
+        for wider in widths[:halvings]:
+            stages.append(nn.ConvTranspose2d(channels, wider, 4, stride=2, padding=1, bias=False))
+            stages += [NORM(wider), nn.ReLU()]
+            channels = wider
+        self.linear = nn.Linear(latent_dim + n_classes, n_bottom, bias=False)
+        self.stages = nn.Sequential(*stages, nn.Conv2d(channels, image_shape[0], 3, padding=1))
+
+    def forward(self, latent: Tensor, class_probs: Tensor | None = None) -> Tensor:
+        """Map the latent ``(B, Z)``, and class_probs ``(B, K)`` when K > 0, to images in [0, 1].
+
+        A one-hot row of class_probs asks for one class.
+        """
+        if self.n_classes:
+            latent = torch.cat([latent, class_probs.to(latent.dtype)], dim=1)
+        bottom = self.linear(latent).unflatten(1, self.bottom)
+        return self.stages(bottom).float().sigmoid()
+
+
+class Discriminator(nn.Module):
+    """An image goes in, an unbounded score comes out: high for real, low for generated.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W).
+    width
+        Channels of the first stage.
+
+    Shown in: book/03_gan_loss.ipynb
+    """
+
+    def __init__(self, image_shape: ImageShape, width: int = 32) -> None:
+        super().__init__()
+        self.trunk = ConvTrunk(image_shape, width, normalise=False)
+        self.score = nn.Linear(self.trunk.n_features, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to scores ``(B,)``, without a sigmoid."""
+        return self.score(self.trunk(images)).squeeze(1)
+
+
+def one_hot(labels: Tensor, n_classes: int) -> Tensor:
+    """Return ``(B, K)`` float32 rows that ask for the classes ``labels`` ``(B,)``."""
+    return F.one_hot(labels, n_classes).float()

@@ -1,0 +1,83 @@
+"""What the tests share: one place for threads, tiny images that can be learnt, tiny methods."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # before matplotlib: no test opens a window
+
+import semigen_lib  # isort: skip  # before torch: it tells waiting threads to sleep
+import pytest
+import torch
+
+from semigen_lib.data import ImageData, ImageSet, LabelSplit, load_images, split_labels
+from semigen_lib.methods import METHODS, build_method
+from semigen_lib.methods.method import Method
+
+assert semigen_lib.__version__
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+#: Settings that make any method small; a method without such a field does not get it.
+TINY = {"width": 8, "latent_dim": 4, "batch_size": 8, "labeled_batch_size": 10}
+
+
+def tiny_images(n_per_class: int, seed: int, n_classes: int = 10) -> ImageSet:
+    """Images (N, 1, 28, 28) with one bright block, whose place is the class, on faint noise."""
+    labels = torch.arange(n_classes).repeat(n_per_class)
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 60, (len(labels), 1, 28, 28), generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        top, left = 7 * (label // 4), 7 * (label % 4)
+        image[:, top : top + 7, left : left + 7] += 180
+    return ImageSet(images.to(torch.uint8), labels)
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> ImageData:
+    """60 training and 20 test images of 10 classes; do not write into it."""
+    names = tuple(f"place {k}" for k in range(10))
+    return ImageData("tiny", names, tiny_images(6, seed=1), tiny_images(2, seed=2))
+
+
+@pytest.fixture(scope="session")
+def tiny_split(tiny_data: ImageData) -> LabelSplit:
+    """The tiny data with 20 labels."""
+    return split_labels(tiny_data, 20, 0)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> ImageData:
+    """The real one; do not write into it."""
+    return load_images("mnist")
+
+
+@pytest.fixture(scope="session")
+def make_method() -> Callable[..., Method]:
+    """Return a function that builds a tiny method with weights drawn from a seed.
+
+    It takes a name of the table or a class of the caller's own.
+    """
+
+    def make(
+        kind: str | type[Method], *, seed: int = 0, shape=(1, 28, 28), n_classes=10, **settings
+    ) -> Method:
+        torch.manual_seed(seed)
+        method_class = METHODS[kind] if isinstance(kind, str) else kind
+        fields = {field.name for field in dataclasses.fields(method_class.Config)}
+        settings = {name: value for name, value in TINY.items() if name in fields} | settings
+        if isinstance(kind, str):
+            return build_method(kind, shape, n_classes, settings)
+        return method_class(method_class.Config(**settings), shape, n_classes)
+
+    return make
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of all weights and buffers."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Say whether two sets of weights are equal bit for bit."""
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)

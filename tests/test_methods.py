@@ -1,0 +1,370 @@
+"""The contract of a method, held over the table of methods: a new method needs no new test."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import same_weights, weights
+
+from semigen_lib.data import UNLABELED, Batch, BatchStream
+from semigen_lib.losses import LSGAN_CODE, least_squares_loss
+from semigen_lib.methods import METHODS, build_method
+from semigen_lib.methods.method import Method, MethodConfig, method_name
+from semigen_lib.training import train, training_step
+
+ONE_LINE = r"\A[^\n]*expected [^\n]*, got [^\n]*\Z"
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture
+def batch(tiny_split) -> Batch:
+    return BatchStream(tiny_split, batch_size=8, labeled_batch_size=10, seed=3).at(0)
+
+
+def step_through(method: Method, batch: Batch) -> list[tuple[str, dict]]:
+    """Let every player step, and return what each update yielded."""
+    optimizers, seen = method.optimizers(), []
+    for player, terms in method.updates(batch):
+        optimizers[player].zero_grad()
+        method.objective(terms).backward(inputs=method.parameters_of(player))
+        optimizers[player].step()
+        seen.append((player, terms))
+    return seen
+
+
+# ---- the table ----
+
+
+@every_method
+def test_name_class_and_config_agree(name, make_method) -> None:
+    method = make_method(name)
+    assert isinstance(method, METHODS[name]) and method_name(method) == name
+    assert issubclass(METHODS[name].Config, MethodConfig)
+    assert isinstance(method.config, METHODS[name].Config)
+    assert METHODS[name].__name__.lower() == name.replace("_", "")
+
+
+def test_unknown_method_refused() -> None:
+    with pytest.raises(ValueError, match=rf"\Amethod: expected .*{list(METHODS)[-1]}, got 'gan'"):
+        build_method("gan", (1, 28, 28), 10)
+
+
+@every_method
+def test_unknown_setting_refused(name) -> None:
+    with pytest.raises(
+        ValueError, match=r"\Asetting: expected one of batch_size, .*, got 'nonsuch'"
+    ):
+        build_method(name, (1, 28, 28), 10, {"nonsuch": 3})
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(1, 30, 30), (1, 28, 32)])
+def test_impossible_image_shape_refused(name, shape) -> None:
+    with pytest.raises(ValueError, match=ONE_LINE):
+        build_method(name, shape, 10)
+
+
+@every_method
+def test_same_seed_same_weights(name, make_method) -> None:
+    first, second, third = (weights(make_method(name, seed=seed)) for seed in (1, 1, 2))
+    assert same_weights(first, second) and not same_weights(first, third)
+
+
+# ---- the config ----
+
+
+def fields_of(name: str) -> list[dataclasses.Field]:
+    return list(dataclasses.fields(METHODS[name].Config))
+
+
+EVERY_FIELD = [(name, field) for name in METHODS for field in fields_of(name)]
+every_field = pytest.mark.parametrize(
+    ("name", "field"), EVERY_FIELD, ids=[f"{name}-{field.name}" for name, field in EVERY_FIELD]
+)
+
+
+@every_field
+def test_wrong_types_refused(name, field) -> None:
+    wrong = ["0.5", None, [1], float("nan"), float("inf"), float("-inf")]
+    wrong += [True, 1.5, 2.0, -1, 10**12] if type(field.default) is int else []
+    wrong += [True, False] if type(field.default) is float else []
+    for value in wrong:
+        with pytest.raises(ValueError, match=rf"\A{field.name}: expected [^\n]*, got [^\n]*\Z"):
+            METHODS[name].Config(**{field.name: value})
+
+
+@every_field
+def test_weights_and_rates_are_not_negative(name, field) -> None:
+    if field.name.endswith("_weight") or field.name in ("learning_rate", "beta1", "ema_decay"):
+        with pytest.raises(ValueError, match=rf"\A{field.name}: expected [^\n]*, got -0.1\Z"):
+            METHODS[name].Config(**{field.name: -0.1})
+
+
+@pytest.mark.parametrize("field", ["beta1", "beta2"])
+def test_a_memory_of_one_is_refused(field) -> None:
+    """Adam refuses it too, but later, and not in our words."""
+    with pytest.raises(ValueError, match=ONE_LINE):
+        MethodConfig(**{field: 1.0})
+
+
+def test_whole_numbers_are_good_decimals() -> None:
+    config = MethodConfig(learning_rate=0, ema_decay=1)
+    assert type(config.learning_rate) is float and type(config.ema_decay) is float
+
+
+def test_config_cannot_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MethodConfig().batch_size = 3
+
+
+# ---- players and updates ----
+
+
+@every_method
+def test_players_share_out_every_parameter_once(name, make_method) -> None:
+    method = make_method(name)
+    owned = [p for player in method.players for p in method.parameters_of(player)]
+    assert len(owned) == len({id(p) for p in owned}), "a parameter has two players"
+    assert {id(p) for p in owned} == {id(p) for p in method.parameters()}, "one has none"
+    assert set(method.optimizers()) == set(method.players)
+    for player, optimizer in method.optimizers().items():
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        assert [id(p) for p in held] == [id(p) for p in method.parameters_of(player)]
+        assert optimizer.param_groups[0]["lr"] == method.config.learning_rate
+        assert optimizer.param_groups[0]["betas"] == (method.config.beta1, method.config.beta2)
+
+
+@every_method
+def test_updates_yield_known_players_and_scalar_terms_with_names_of_their_own(
+    name, make_method, batch
+) -> None:
+    method = make_method(name).train()
+    seen = step_through(method, batch)
+    assert {player for player, _ in seen} == set(method.players)
+    names = [term for _, terms in seen for term in terms]
+    assert names and len(names) == len(set(names)), "the history would hide one of two"
+    assert not {"step", "seconds"} & set(names), "these columns are the loop's"
+    for _, terms in seen:
+        for term, value in terms.items():
+            assert value.shape == () and value.isfinite(), term
+            assert value.requires_grad, f"{term} trains nothing"
+
+
+@every_method
+def test_every_weight_of_the_config_belongs_to_a_term(name, make_method, batch) -> None:
+    method = make_method(name).train()
+    names = {term for _, terms in step_through(method, batch) for term in terms}
+    for field in fields_of(name):
+        if field.name.endswith("_weight"):
+            assert field.name.removesuffix("_weight") in names, f"{field.name} multiplies nothing"
+
+
+@every_method
+def test_every_parameter_that_is_used_gets_a_gradient(name, make_method, batch) -> None:
+    method = make_method(name).train()
+    step_through(method, batch)
+    for parameter, tensor in method.named_parameters():
+        # supervised keeps the code head so that its network is the one of combined
+        unused = name == "supervised" and parameter.startswith("encoder.latent.")
+        assert (tensor.grad is None) == unused, parameter
+
+
+@every_method
+def test_objective_is_the_weighted_sum(name, make_method) -> None:
+    fields = [field.name for field in fields_of(name) if field.name.endswith("_weight")]
+    settings = {field: 0.5 + index for index, field in enumerate(fields)}
+    method = make_method(name, **settings)
+    terms = {field.removesuffix("_weight"): torch.tensor(3.0) for field in fields}
+    terms["a_term_without_a_weight"] = torch.tensor(7.0)
+    assert method.objective(terms).item() == pytest.approx(3 * sum(settings.values()) + 7)
+
+
+# ---- what it can do is what it says ----
+
+
+@every_method
+def test_reads_tells_the_truth(name, make_method, batch) -> None:
+    method = make_method(name).eval()
+    if not method.reads:
+        with pytest.raises(ValueError, match=rf"\Apredict: expected .*, got {name}\Z"):
+            method.predict(batch.images)
+        return
+    class_logits = method.predict(batch.images)
+    assert class_logits.shape == (8, 10) and class_logits.isfinite().all()
+    assert class_logits.min() < 0 or not torch.allclose(class_logits.sum(1), torch.ones(8)), (
+        "logits, not probabilities"
+    )
+
+
+@every_method
+def test_draws_tells_the_truth(name, make_method) -> None:
+    method = make_method(name).eval()
+    anything = torch.full((6,), UNLABELED)
+    assert method.draws or not method.draws_on_request
+    if not method.draws:
+        with pytest.raises(ValueError, match=rf"\Agenerate: expected .*, got {name}\Z"):
+            method.generate(anything)
+        return
+    images = method.generate(anything)
+    assert images.shape == (6, 1, 28, 28) and images.dtype == torch.float32
+    assert 0 <= images.min() and images.max() <= 1
+    assert not torch.equal(images[0], images[1]), "the noise is not used"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].draws])
+def test_draws_on_request_tells_the_truth(name, make_method) -> None:
+    method = make_method(name).eval()
+    asked = torch.tensor([0, 9, UNLABELED])
+    if not method.draws_on_request:
+        with pytest.raises(ValueError, match=rf"\Aclass: expected .*, got {name}\Z"):
+            method.generate(asked)
+        return
+    torch.manual_seed(0)
+    first = method.generate(asked)
+    torch.manual_seed(0)
+    second = method.generate(torch.tensor([0, 3, UNLABELED]))
+    assert torch.equal(first[0], second[0]), "same noise, same class"
+    assert not torch.equal(first[1], second[1]), "the class is not used"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].draws_on_request])
+def test_any_class_means_every_class_in_time(name, make_method, monkeypatch) -> None:
+    """UNLABELED must not quietly be one class."""
+    method, given = make_method(name).eval(), []
+    forward = method.decoder.forward
+    monkeypatch.setattr(
+        method.decoder, "forward", lambda z, c: (given.append(c.argmax(1)), forward(z, c))[1]
+    )
+    method.generate(torch.full((200,), UNLABELED))
+    assert set(torch.cat(given).tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if hasattr(METHODS[name], "reconstruct")]
+)
+def test_reconstructions_are_images(name, make_method, batch) -> None:
+    method = make_method(name).eval()
+    images = method.reconstruct(batch.images)
+    assert images.shape == batch.images.shape and 0 <= images.min() and images.max() <= 1
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 64, 64)], ids=str)
+def test_other_images_and_few_classes(name, shape, make_method) -> None:
+    method = make_method(name, shape=shape, n_classes=3).train()
+    batch = Batch(torch.rand(4, *shape), torch.rand(2, *shape), torch.tensor([0, 2]))
+    terms = training_step(method, batch, method.optimizers())
+    assert all(term.isfinite() for term in terms.values())
+    method.eval()
+    if method.reads:
+        assert method.predict(batch.images).shape == (4, 3)
+    if method.draws:
+        assert method.generate(torch.full((2,), UNLABELED)).shape == (2, *shape)
+
+
+def test_the_bare_method_says_what_is_missing() -> None:
+    class Bare(Method):
+        players = {}
+
+    bare = Bare(MethodConfig(), (1, 28, 28), 10)
+    with pytest.raises(NotImplementedError):
+        bare.updates(None)
+    for call in (bare.predict, bare.generate):
+        with pytest.raises(ValueError, match=ONE_LINE):
+            call(torch.zeros(1))
+
+
+# ---- limit cases ----
+
+
+def test_combined_without_its_generative_terms_learns_to_classify(make_method, tiny_split) -> None:
+    others = [
+        field.name
+        for field in fields_of("combined")
+        if field.name.endswith("_weight") and field.name != "classification_weight"
+    ]
+    method = make_method("combined", learning_rate=3e-3, **dict.fromkeys(others, 0.0))
+    history = train(method, tiny_split, steps=40, record_every=1, progress=False)
+    assert history["classification"][0] > 1.5  # about log(10) = 2.3 before anything is learnt
+    assert max(history["classification"][-10:]) < 0.2
+
+
+def test_supervised_ignores_unlabelled_images_bit_for_bit(make_method, tiny_split) -> None:
+    final = []
+    for inverted in (False, True):
+        hidden = torch.ones(len(tiny_split), dtype=torch.bool)
+        hidden[tiny_split.labeled_index] = False
+        images = tiny_split.images.clone()
+        if inverted:
+            images[hidden] = 255 - images[hidden]
+        split = dataclasses.replace(tiny_split, images=images)
+        method = make_method("supervised")
+        train(method, split, steps=5, progress=False)
+        final.append(weights(method))
+    assert same_weights(*final)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "lsgan"])
+def test_methods_without_a_classifier_ignore_labels_bit_for_bit(
+    name, make_method, tiny_split
+) -> None:
+    final = []
+    for shift in (0, 1):
+        labels = tiny_split.labels.clone()
+        labels[tiny_split.labeled_index] = (labels[tiny_split.labeled_index] + shift) % 10
+        method = make_method(name)
+        train(method, dataclasses.replace(tiny_split, labels=labels), steps=5, progress=False)
+        final.append(weights(method))
+    assert same_weights(*final)
+
+
+def test_first_terms_of_lsgan_by_hand(make_method, batch) -> None:
+    method = make_method("lsgan", real_target=2.0, fake_target=-1.0, generator_target=0.5).train()
+    twin = make_method("lsgan").train()  # same seed, same weights
+    torch.manual_seed(4)
+    seen = dict(step_through(method, batch))
+    torch.manual_seed(4)
+    drawn = twin.generator(torch.randn(8, 4))
+    real, fake = twin.discriminator(batch.images), twin.discriminator(drawn)
+    got = seen["discriminator"]
+    torch.testing.assert_close(got["real"], 0.5 * ((real - 2.0) ** 2).mean())
+    torch.testing.assert_close(got["fake"], 0.5 * ((fake + 1.0) ** 2).mean())
+    # The generator meets the discriminator after its step.
+    after = 0.5 * ((method.discriminator(drawn) - 0.5) ** 2).mean()
+    torch.testing.assert_close(seen["generator"]["adversarial"], after)
+    assert not torch.allclose(after, 0.5 * ((fake - 0.5) ** 2).mean(), rtol=1e-6)
+
+
+def test_first_term_of_autoencoder_and_supervised_by_hand(make_method, batch) -> None:
+    method = make_method("autoencoder").train()
+    twin = make_method("autoencoder").train()
+    ((_, terms),) = step_through(method, batch)
+    by_hand = (batch.images - twin.decoder(twin.encoder(batch.images)[0])) ** 2
+    torch.testing.assert_close(terms["reconstruction"], by_hand.mean())
+    method, twin = make_method("supervised").train(), make_method("supervised").train()
+    ((_, terms),) = step_through(method, batch)
+    chosen = twin.predict(batch.labeled_images).log_softmax(1)[torch.arange(10), batch.labels]
+    torch.testing.assert_close(terms["classification"], -chosen.mean())
+
+
+def test_combined_shares_the_network_that_reads_with_the_one_that_reconstructs(
+    make_method, batch
+) -> None:
+    """The point of the method: unlabelled images move the weights that classify."""
+    method = make_method("combined").train()
+    player = next(p for p in method.players if "encoder" in method.players[p])
+    assert "decoder" in method.players[player]
+    terms = dict(step_through(method, batch))[player]
+    assert {"reconstruction", "classification", "adversarial"} <= set(terms)
+    before = weights(method.encoder.trunk)
+    fresh = make_method("combined", classification_weight=0.0).train()
+    step_through(fresh, batch)
+    assert not same_weights(
+        weights(fresh.encoder.trunk), weights(make_method("combined").encoder.trunk)
+    )
+    assert not same_weights(before, weights(make_method("combined").encoder.trunk))
+
+
+def test_the_default_code_of_lsgan_is_the_one_of_the_losses(make_method) -> None:
+    assert make_method("lsgan").code == LSGAN_CODE
+    assert least_squares_loss(torch.ones(2), LSGAN_CODE.real) == 0

@@ -1,0 +1,144 @@
+"""Device, seeds, number format; what only a GPU can show is marked and skipped with its reason."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from semigen_lib.runtime import (
+    DEVICES,
+    PRECISIONS,
+    autocast,
+    pick_device,
+    rng_state,
+    seed_everything,
+    set_rng_state,
+)
+from semigen_lib.training import train, training_step
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+def test_auto_takes_what_there_is(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device().type == "cuda" and pick_device("cuda").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device().type == pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda", "tpu", "", "CPU"])
+def test_device_refused_in_one_line(name, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"\Adevice: expected .*, got [^\n]*\Z"):
+        pick_device(name)
+
+
+def draws() -> tuple:
+    return random.random(), np.random.rand(), torch.rand(3).tolist()
+
+
+def test_seed_seeds_all_three_generators() -> None:
+    seed_everything(5)
+    first = draws()
+    seed_everything(5)
+    assert draws() == first
+    seed_everything(6)
+    assert all(a != b for a, b in zip(draws(), first, strict=True))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "1", None, True])
+def test_seed_refused_in_one_line(seed) -> None:
+    with pytest.raises(ValueError, match=r"\Aseed: expected .*, got [^\n]*\Z"):
+        seed_everything(seed)
+
+
+def test_largest_seeds_are_accepted() -> None:
+    seed_everything(2**32 - 1)
+    seed_everything(0)
+
+
+def test_generator_state_comes_back() -> None:
+    state = rng_state()
+    first = torch.randn(4)
+    torch.randn(100)
+    set_rng_state(state)
+    assert torch.equal(torch.randn(4), first)
+    assert all(tensor.dtype == torch.uint8 for tensor in state.values())
+
+
+def test_generator_states_of_every_device(monkeypatch) -> None:
+    """On a machine with two CUDA devices, here played by a dictionary."""
+    states = {0: torch.tensor([1]), 1: torch.tensor([2])}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda index: states[index])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, index: states.update({index: s}))
+    state = rng_state()
+    assert set(state) == {"rng.cpu", "rng.cuda.0", "rng.cuda.1"}
+    states.update({0: torch.tensor([8]), 1: torch.tensor([9])})
+    del state["rng.cuda.1"]  # the run was saved on a machine with one
+    set_rng_state(state)
+    assert (states[0].item(), states[1].item()) == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "wanted"),
+    [
+        ("cpu", "auto", torch.float32),
+        ("cpu", "fp32", torch.float32),
+        ("cpu", "bf16", torch.bfloat16),
+        pytest.param("cuda", "auto", torch.bfloat16, marks=[pytest.mark.gpu, needs_gpu]),
+        pytest.param("cuda", "fp32", torch.float32, marks=[pytest.mark.gpu, needs_gpu]),
+    ],
+)
+def test_autocast_chooses_the_format_of_products(device, precision, wanted) -> None:
+    ones = torch.ones(2, 2, device=device)
+    with autocast(torch.device(device), precision):
+        assert (ones @ ones).dtype == wanted
+    assert (ones @ ones).dtype == torch.float32
+
+
+def test_autocast_auto_is_bf16_on_cuda(monkeypatch) -> None:
+    asked = {}
+    monkeypatch.setattr(torch, "autocast", lambda kind, **options: asked.update(options, kind=kind))
+    autocast(torch.device("cuda"), "auto")
+    assert asked == {"kind": "cuda", "dtype": torch.bfloat16, "enabled": True}
+
+
+def test_precision_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"\Aprecision: expected .*, got 'fp16'\Z"):
+        autocast(torch.device("cpu"), "fp16")
+
+
+def test_the_names_that_the_command_line_offers() -> None:
+    assert DEVICES == ("auto", "cpu", "cuda") and PRECISIONS == ("auto", "fp32", "bf16")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_is_picked() -> None:
+    assert pick_device().type == pick_device("cuda").type == "cuda"
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_step_in_bf16_keeps_weights_and_terms_in_fp32(make_method, tiny_split) -> None:
+    from semigen_lib.data import BatchStream
+
+    method = make_method("combined").to("cuda").train()
+    batch = BatchStream(tiny_split, batch_size=8, labeled_batch_size=10, device="cuda").at(0)
+    terms = training_step(method, batch, method.optimizers(), "auto")
+    assert all(term.device.type == "cuda" and term.isfinite() for term in terms.values())
+    assert all(p.dtype == torch.float32 for p in method.parameters())
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_resumes_bit_for_bit_the_generator(make_method, tiny_split, tmp_path) -> None:
+    """A resumed run on the GPU draws the noise that the uninterrupted one would have drawn."""
+    method = make_method("lsgan").to("cuda")
+    train(method, tiny_split, steps=3, progress=False, states=tmp_path)
+    after = torch.randn(4, device="cuda")
+    again = make_method("lsgan").to("cuda")
+    train(again, tiny_split, steps=3, progress=False, states=tmp_path, resume=True)
+    assert torch.equal(torch.randn(4, device="cuda"), after)
