@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ __all__ = [
 
 SCHEMA = 1  # raised when older code could no longer read what newer code writes
 KEPT = 2  # how many training states stay on disk
+_NEWER = "written by a newer semigen_lib"
 
 
 class CheckpointError(ValueError):
@@ -79,10 +81,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: expected JSON, got a damaged file ({error})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    if content.get("schema", SCHEMA) > SCHEMA:
+    schema = content.get("schema", SCHEMA)
+    if type(schema) is not int or schema > SCHEMA:
         raise CheckpointError(
-            f"{path}: expected schema {SCHEMA} or older, got {content['schema']}: "
-            "written by a newer semigen_lib"
+            f"{path}: expected schema {SCHEMA} or older, got {schema!r}: {_NEWER}"
         )
     return content
 
@@ -101,7 +103,7 @@ def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        If the file is missing, or not one bit for bit as it was written.
+        If the file is missing, not bit for bit as it was written, or no safetensors.
     """
     try:
         content = path.read_bytes()
@@ -109,8 +111,12 @@ def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected saved weights, got nothing") from None
     got = hashlib.sha256(content).hexdigest()
     if got != sha256:
-        raise CheckpointError(f"{path}: expected sha256 {sha256[:12]}…, got {got[:12]}…: damaged")
-    return safetensors.torch.load(content)
+        wanted = str(sha256)[:12]
+        raise CheckpointError(f"{path}: expected sha256 {wanted}…, got {got[:12]}…: damaged")
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: expected safetensors, got {error}") from None
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping) -> None:
@@ -146,18 +152,24 @@ def load_state(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
     CheckpointError
         If there is no undamaged state, or one of a newer schema.
     """
-    problem = "nothing"
+    problems = []
     for path in sorted(folder.glob("step-*.json"), reverse=True):
         try:
             entry = read_json(path)
             tensors = load_weights(path.with_suffix(".safetensors"), entry["sha256"])
-            return entry["step"], tensors, entry["facts"]
-        except (CheckpointError, KeyError) as error:
-            if "newer semigen_lib" in str(error):
+            state = entry["step"], tensors, entry["facts"]
+        except CheckpointError as error:
+            if _NEWER in str(error):
                 raise
-            problem = str(error)
-            warnings.warn(f"{problem}; going back to the state before", stacklevel=2)
-    raise CheckpointError(f"{folder}: expected a training state to resume from, got {problem}")
+            problems.append(str(error))
+        except KeyError as error:
+            problems.append(f"{path}: expected a training state, got one without {error}")
+        else:
+            for problem in problems:
+                warnings.warn(f"{problem}; going back to the state before", stacklevel=2)
+            return state
+    got = "; ".join(problems) or "nothing"
+    raise CheckpointError(f"{folder}: expected a training state to resume from, got {got}")
 
 
 def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ import json
 import math
 import sys
 import warnings
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,7 +46,7 @@ from semigen_lib.methods import METHODS, build_method
 from semigen_lib.methods.method import Method
 from semigen_lib.models import ImageShape
 from semigen_lib.runtime import DEVICES, PRECISIONS, pick_device, seed_everything
-from semigen_lib.training import History, TrainingError, train
+from semigen_lib.training import History, TrainingError, check_duration, train
 
 __all__ = [
     "build_parser",
@@ -55,6 +55,7 @@ __all__ = [
 
 
 DEFAULT_STEPS = 1500
+DEFAULT_LABELS = 100
 SHOWN_PER_CLASS = 10  # columns of samples.png
 
 
@@ -62,7 +63,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        message = " ".join(message.split())
+        self.exit(2, f"{self.prog}: error: expected what {self.prog} -h says, got: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,13 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(f"warning: {message}")
             options.run(options)
-    except (ValueError, OSError, TrainingError) as error:
-        say(f"error: {' '.join(str(error).split())}")
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise  # a defect of ours, not of the input
+        say(f"error: {sentence}")
         return 2
     except KeyboardInterrupt:
         say("interrupted")
         return 130
     return 0
+
+
+def explain(error: Exception) -> str | None:
+    """Return what the user can do something about as one line, None if there is nothing."""
+    sentence = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TrainingError)):
+        return sentence
+    if isinstance(error, OSError):
+        where = error.filename or "input or output"
+        return f"{where}: expected to read or write it, got {error.strerror or sentence}"
+    if isinstance(error, MemoryError) or "memory" in sentence:
+        return f"memory: expected enough for this size of images, batch and method, got {sentence}"
+    return None
 
 
 def say(sentence: str) -> None:
@@ -115,7 +133,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "sub-folder per class, optionally unlabeled/ and test/ (default: mnist)")  # fmt: skip
     add("--method", default="combined", help=f"one of {', '.join(METHODS)} (default: combined)")
     add("--labels", type=int, help="how many images keep their label, the same number of each "
-        "class (default: 100; in a folder, all that have one)")  # fmt: skip
+        f"class (default: {DEFAULT_LABELS}; in a folder, all that have one)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights, batches, noise and labels (default: 0)")
     add("--label-seed", type=int, help="of the choice of labels only (default: the seed)")
     add("--steps", type=int, help=f"how many steps (default: {DEFAULT_STEPS})")
@@ -183,12 +201,12 @@ def run_train(options: argparse.Namespace) -> None:
     device = pick_device(options.device)
     if options.steps is None and options.minutes is None:
         options.steps = DEFAULT_STEPS
+    check_duration(options.steps, options.minutes)
     data = load_images(options.data, image_size=options.image_size, channels=options.channels)
-    for note in data.notes:
-        say(note)
+    is_folder = data.name.startswith("folder:")
     n_labeled = options.labels
-    if n_labeled is None and not Path(options.data).is_dir():
-        n_labeled = 100
+    if n_labeled is None and not is_folder:
+        n_labeled = DEFAULT_LABELS
     label_seed = options.seed if options.label_seed is None else options.label_seed
     split = split_labels(data, n_labeled, label_seed)
     test_images = data.test
@@ -197,7 +215,8 @@ def run_train(options: argparse.Namespace) -> None:
         "version": __version__,
         "method": options.method,
         "settings": parse_settings(options.set),
-        "data": data_source(options.data),
+        # A folder as an absolute path, so that it is found again from elsewhere.
+        "data": str(Path(options.data).resolve()) if is_folder else options.data,
         "image_shape": list(split.image_shape),
         "class_names": list(split.class_names),
         "n_labeled": split.n_labeled,
@@ -209,32 +228,54 @@ def run_train(options: argparse.Namespace) -> None:
     }
     seed_everything(options.seed)
     method = method_from(config).to(device)
+    has_state = any((out / "states").glob("step-*.json"))
     if options.resume:
         check_same(read_json(out / "config.json"), config)
-    else:
-        write_json(out / "config.json", config)
+        if not has_state:  # it was killed in its first half minute
+            say("no training state was saved yet: the run begins anew")
+    for note in data.notes:
+        say(note)
     del data  # from here on no hidden label is in memory
-    history = train(
-        method,
-        split,
-        steps=options.steps,
-        minutes=options.minutes,
-        seed=options.seed,
-        precision=options.precision,
-        progress=not options.quiet,
-        states=out / "states",
-        resume=options.resume,
-    )
-    write_results(out, config, method, history, test_images)
+    with claimed(out, config):
+        history = train(
+            method,
+            split,
+            steps=options.steps,
+            minutes=options.minutes,
+            seed=options.seed,
+            precision=options.precision,
+            progress=not options.quiet,
+            states=out / "states",
+            resume=has_state,
+        )
+        write_results(out, config, method, history, test_images)
+
+
+@contextmanager
+def claimed(out: Path, config: dict) -> Iterator[None]:
+    """Make the folder of a run; if the run fails before there is a state, undo that."""
+    if (out / "config.json").exists():
+        yield
+        return
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        write_json(out / "config.json", config)
+        yield
+    except BaseException:
+        if not (out / "states").exists():
+            with suppress(OSError):
+                (out / "config.json").unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
+        raise
 
 
 def check_free(out: Path, resume: bool) -> None:
     """Refuse to train over a run, and to resume where there is none or where all is done."""
-    finished = (out / "metrics.json").exists()
-    if resume and finished:
+    if resume and (out / "metrics.json").exists():
         raise ValueError(f"--resume: expected an interrupted run, got a finished one in {out}")
-    if resume and not (out / "states").is_dir():
-        raise ValueError(f"--resume: expected a training state in {out}, got nothing to go on from")
+    if resume and not (out / "config.json").exists():
+        raise ValueError(f"--resume: expected an interrupted run in {out}, got none")
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out: expected a new or empty folder (or --resume), got {out}")
 
@@ -257,14 +298,9 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, float]:
             raise ValueError(f"--set: expected NAME=VALUE, got {pair!r}")
         try:
             settings[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             settings[name] = value
     return settings
-
-
-def data_source(source: str) -> str:
-    """Return a name as it is and a folder as an absolute path, so that it is found again."""
-    return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
 def method_from(config: dict) -> Method:
@@ -330,12 +366,18 @@ def grid_png(images: Tensor, columns: int, row_titles: Sequence[str] | None = No
 def load_run(folder: Path, device: str) -> tuple[Method, dict]:
     """Return the trained method of a finished run, and its config."""
     config, metrics = read_json(folder / "config.json"), read_json(folder / "metrics.json")
+    wanted = ("method", "settings", "data", "image_shape", "class_names")
+    if missing := [name for name in wanted if name not in config]:
+        raise CheckpointError(f"{folder}: expected a run's config, got none of {missing}")
+    weights = load_weights(folder / "model.safetensors", metrics.get("sha256"))
     try:
-        weights = load_weights(folder / "model.safetensors", metrics["sha256"])
         method = method_from(config)
         method.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: expected a finished run, got {error}") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{folder}: expected config and weights of one run, got {reason}"
+        ) from None
     return method.to(pick_device(device)).eval(), config
 
 
@@ -412,6 +454,8 @@ def class_index(name: str, class_names: Sequence[str]) -> int:
     """Return the number of the class that a user names."""
     if name in class_names:
         return class_names.index(name)
+    if name.isdecimal() and int(name) < len(class_names):
+        return int(name)
     raise ValueError(f"--class: expected one of {', '.join(class_names)}, got {name!r}")
 
 
@@ -436,15 +480,16 @@ def images_of_npz(source: Path, image_shape: ImageShape) -> tuple[list[str], Ten
     """Return the array ``images`` of an .npz, as ``semigen sample`` writes it."""
     try:
         with np.load(source, allow_pickle=False) as arrays:
-            images = arrays["images"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{source}: expected an .npz with images, got {error}") from None
+            images = np.ascontiguousarray(arrays["images"])
+    except Exception as error:  # a damaged archive raises many types
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{source}: expected an .npz with images, got {reason}") from None
     channels, height, width = image_shape
     wanted = (height, width) if channels == 1 and images.ndim == 3 else (channels, height, width)
-    if images.dtype != np.uint8 or images.shape[1:] != wanted or not len(images):
+    if images.dtype != np.uint8 or images.shape[1:] != wanted or not images.size:
         raise ValueError(
-            f"{source}: expected uint8 images of shape {wanted}, "
-            f"got {images.dtype} {images.shape[1:]} x {len(images)}"
+            f"{source}: expected one or more uint8 images of shape {wanted}, "
+            f"got {images.dtype} of shape {images.shape}"
         )
     tensor = torch.from_numpy(images).reshape(-1, channels, height, width)
     return [str(index) for index in range(len(tensor))], tensor

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from semigen_lib.data import ImageSet, to_float
+from semigen_lib.data import UNLABELED, ImageSet, to_float
 from semigen_lib.losses import reconstruction_loss
 from semigen_lib.methods.method import Method
 
@@ -48,10 +48,24 @@ def class_probabilities(method: Method, images: Tensor, batch_size: int = 500) -
 
 
 def test_error(method: Method, images: ImageSet) -> float:
-    """Return the fraction of labelled images that the method reads wrongly, from 0 to 1.
+    """Return the fraction of images that the method reads wrongly, from 0 to 1.
+
+    Parameters
+    ----------
+    method
+        A method that reads; used in evaluation mode and left in the mode it was in.
+    images
+        Labelled images, every one of them.
+
+    Raises
+    ------
+    ValueError
+        If an image has no label (it would count as an error), or the method has no classifier.
 
     Shown in: book/01_semi_supervised_learning.ipynb
     """
+    if n_unlabeled := int((images.labels == UNLABELED).sum()):
+        raise ValueError(f"images: expected a label for each, got {n_unlabeled} without one")
     predictions = class_probabilities(method, images.images).argmax(1)
     return (predictions != images.labels).double().mean().item()
 
@@ -135,19 +149,34 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Return the quantile of Student's t distribution, by bisection of its integral.
+    """Return the quantile of Student's t distribution, by integrating its density.
 
     Parameters
     ----------
     probability
-        Between 1/2 and 1.
+        From 1/2 to below 1.
     degrees
         Degrees of freedom, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If one of them is out of its range.
+
+    Shown in: book/04_combined_objective.ipynb
     """
-    constant = math.gamma((degrees + 1) / 2) / math.gamma(degrees / 2)
-    constant /= math.sqrt(math.pi)
+    if not 0.5 <= probability < 1:
+        raise ValueError(f"probability: expected a number from 0.5 to below 1, got {probability}")
+    if degrees < 1:
+        raise ValueError(f"degrees: expected at least 1, got {degrees}")
     # With x = sqrt(degrees) * tan(angle) the density becomes a power of a cosine.
+    log_constant = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)
+    constant = math.exp(log_constant) / math.sqrt(math.pi)
     angles = torch.linspace(0, math.pi / 2, 20001, dtype=torch.float64)
-    mass = 0.5 + constant * torch.cumulative_trapezoid(angles.cos() ** (degrees - 1), angles)
-    index = int(torch.searchsorted(mass, probability))
-    return math.sqrt(degrees) * math.tan(angles[index + 1].item())
+    mass = constant * torch.cumulative_trapezoid(angles.cos() ** (degrees - 1), angles)
+    mass = torch.cat([torch.zeros(1, dtype=torch.float64), mass])
+    above = int(torch.searchsorted(mass, probability - 0.5).clamp(1, len(mass) - 1))
+    # A straight line between the two angles around the quantile.
+    share = (probability - 0.5 - mass[above - 1]) / (mass[above] - mass[above - 1])
+    angle = angles[above - 1] + share * (angles[above] - angles[above - 1])
+    return math.sqrt(degrees) * math.tan(angle.item())

@@ -94,7 +94,9 @@ def nearest_neighbors(features: Tensor, k: int, *, block: int = 4096) -> tuple[T
         [
             (features[points, None] - features[found]).square().sum(2).sqrt()
             for points, found in zip(
-                torch.arange(n, device=features.device).split(512), neighbors.split(512), strict=True
+                torch.arange(n, device=features.device).split(512),
+                neighbors.split(512),
+                strict=True,
             )
         ]
     )
@@ -150,10 +152,12 @@ def spread_labels(
     """
     _check_edges(neighbors, similarities)
     n, device = len(neighbors), similarities.device
-    if labels.shape != (n,) or not (-1 <= int(labels.min()) and int(labels.max()) < n_classes):
+    if labels.dtype != torch.int64 or labels.shape != (n,):
+        raise GraphError(f"expected int64 labels ({n},), got {labels.dtype} {tuple(labels.shape)}")
+    if int(labels.min()) < -1 or int(labels.max()) >= n_classes:
         raise GraphError(
-            f"expected {n} labels from -1 to {n_classes - 1}, got {tuple(labels.shape)} from "
-            f"{int(labels.min())} to {int(labels.max())}"
+            f"expected labels from -1 to {n_classes - 1}, got {int(labels.min())} to "
+            f"{int(labels.max())}"
         )
     if not 0 <= alpha < 1:
         raise GraphError(f"expected alpha from 0 up to but without 1, got {alpha}")
@@ -175,9 +179,7 @@ def spread_labels(
     scores = y
     for _ in range(rounds):
         # A sparse product S @ F as weighted sums of rows: several times faster than torch.sparse.
-        arriving = F.embedding_bag(
-            starts, scores, first, mode="sum", per_sample_weights=weights
-        )
+        arriving = F.embedding_bag(starts, scores, first, mode="sum", per_sample_weights=weights)
         scores = alpha * arriving + (1 - alpha) * y
     return scores
 
@@ -211,8 +213,7 @@ def deskew(images: Tensor, *, block: int = 4096) -> Tensor:
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise GraphError(
-            f"expected floating-point images (N, C, H, W), got {images.dtype} "
-            f"{tuple(images.shape)}"
+            f"expected floating-point images (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
         )
     return torch.cat([_deskew_block(part) for part in images.split(block)])
 

@@ -19,6 +19,7 @@ __all__ = [
     "brier_loss",
     "classification_loss",
     "energy_margin_loss",
+    "information_loss",
     "is_fake_loss",
     "is_real_loss",
     "least_squares_loss",
@@ -210,6 +211,32 @@ def is_fake_loss(class_logits: Tensor) -> Tensor:
     Source: Salimans et al. 2016, section 5. Shown in: book/03_gan_loss.ipynb
     """
     return F.softplus(class_logits.logsumexp(1)).mean()
+
+
+def information_loss(class_logits: Tensor) -> Tensor:
+    """Minus the information, in nats, that an image gives about its predicted class.
+
+    The mean entropy of each image's class probabilities, less the entropy of their mean: low when
+    every image is read with confidence and all classes are read equally often. It assumes that
+    the unlabelled images are of all classes in about equal numbers.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before the softmax; B several times K, or the mean says little.
+
+    Returns
+    -------
+    Tensor
+        A scalar from ``-log(K)`` to 0.
+
+    Source: Krause et al. 2010 (RIM), equation 3; Springenberg 2016 (CatGAN), equation 6.
+    Shown in: book/04_combined_objective.ipynb
+    """
+    log_probs = class_logits.log_softmax(1)
+    probs = log_probs.exp()
+    mean = probs.mean(0)
+    return (mean * mean.clamp(min=1e-12).log()).sum() - (probs * log_probs).sum(1).mean()
 
 
 def energy_margin_loss(real_energy: Tensor, fake_energy: Tensor, margin: float) -> Tensor:

@@ -6,25 +6,24 @@ stage on the way in (28, 14, 7) and double on the way out.
 
 from __future__ import annotations
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "N_FEATURES",
     "ConvTrunk",
     "Decoder",
     "Discriminator",
     "Encoder",
+    "GaussianNoise",
     "ImageShape",
     "count_halvings",
-    "initialise",
     "one_hot",
 ]
 
-NORM = nn.BatchNorm2d if os.environ.get("DBN") else (lambda c: nn.GroupNorm(8, c))
 ImageShape = tuple[int, int, int]  # channels, height, width
+N_FEATURES = 128  # what every trunk makes of an image
 
 
 def count_halvings(image_shape: ImageShape) -> int:
@@ -47,54 +46,66 @@ def count_halvings(image_shape: ImageShape) -> int:
     return halvings
 
 
-def initialise(module: nn.Module) -> None:
-    """Draw convolution and linear weights from N(0, 0.02), as in Radford et al. 2016."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+class GaussianNoise(nn.Module):
+    """Add normal noise of a fixed size while training; do nothing in evaluation mode."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map any shape to the same shape."""
+        return images + self.size * torch.randn_like(images) if self.training else images
 
 
 class ConvTrunk(nn.Module):
-    """Strided convolutions from an image to a feature vector.
+    """Strided convolutions from an image to a vector of features.
+
+    Features are normalised within each image (group norm), never over the batch: a batch of real
+    and a batch of generated images would be told apart by their statistics.
 
     Parameters
     ----------
     image_shape
         (C, H, W), square, with a side that halves down to 4..7.
     width
-        Channels after the first stage; they double at each further stage, up to four times.
-    normalise
-        Whether each stage normalises the features of each image. Not over the batch: a batch of
-        real and a batch of generated images would be told apart by their statistics.
+        Channels after the first stage, a multiple of 4; they double at each further stage, up to
+        four times.
+    regularise
+        Whether to make life hard while training, with noise on the pixels (0.3) and dropped
+        channels (1/4). A network that shall learn from few labels needs it.
 
-    Attributes
-    ----------
-    n_features
-        The length F of the feature vector.
+    Shown in: book/02_autoencoder.ipynb
     """
 
-    def __init__(self, image_shape: ImageShape, width: int, *, normalise: bool) -> None:
+    def __init__(self, image_shape: ImageShape, width: int, *, regularise: bool) -> None:
         super().__init__()
         channels, side = image_shape[0], image_shape[1]
-        stages = []
+        stages: list[nn.Module] = [GaussianNoise(0.3)] if regularise else []
         for stage in range(count_halvings(image_shape)):
             wider = width * min(2**stage, 4)
-            stages.append(nn.Conv2d(channels, wider, 4, stride=2, padding=1, bias=not normalise))
-            if normalise:
-                stages.append(nn.GroupNorm(8, wider))
+            stages.append(nn.Conv2d(channels, wider, 4, stride=2, padding=1, bias=stage == 0))
+            if stage > 0:
+                stages.append(nn.GroupNorm(4, wider))
             stages.append(nn.LeakyReLU(0.2))
             channels, side = wider, side // 2
+        if regularise:
+            stages.append(nn.Dropout2d(0.25))
+        stages.append(nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False))
+        stages += [nn.GroupNorm(4, 2 * channels), nn.LeakyReLU(0.2), nn.Flatten()]
+        stages += [nn.Linear(2 * channels * side * side, N_FEATURES), nn.LeakyReLU(0.2)]
         self.stages = nn.Sequential(*stages)
-        self.n_features = channels * side * side
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, F)``."""
-        return self.stages(images).flatten(1)
+        """Map ``(B, C, H, W)`` to ``(B, N_FEATURES)``."""
+        return self.stages(images)
 
 
 class Encoder(nn.Module):
     """An image goes in; a code and, for K > 0 classes, class logits come out.
+
+    With a class head it is a classifier, and regularises itself. In the combined objective it is
+    the discriminator too: an image is real as far as it can be read as one of the K classes.
 
     Parameters
     ----------
@@ -105,18 +116,20 @@ class Encoder(nn.Module):
     n_classes
         K; 0 for an encoder without a class head.
     width
-        Channels of the first stage.
+        Channels of the first stage, a multiple of 4.
 
     Shown in: book/02_autoencoder.ipynb
     """
 
     def __init__(
-        self, image_shape: ImageShape, latent_dim: int, n_classes: int = 0, width: int = 32
+        self, image_shape: ImageShape, latent_dim: int, n_classes: int = 0, width: int = 16
     ) -> None:
         super().__init__()
-        self.trunk = ConvTrunk(image_shape, width, normalise=True)
-        self.latent = nn.Linear(self.trunk.n_features, latent_dim)
-        self.class_head = nn.Linear(self.trunk.n_features, n_classes) if n_classes else None
+        self.trunk = ConvTrunk(image_shape, width, regularise=n_classes > 0)
+        self.latent = nn.Linear(N_FEATURES, latent_dim)
+        self.class_head = (
+            nn.Sequential(nn.Dropout(0.5), nn.Linear(N_FEATURES, n_classes)) if n_classes else None
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map ``(B, C, H, W)`` to the latent ``(B, Z)`` and class_logits ``(B, K)`` or None."""
@@ -145,7 +158,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, image_shape: ImageShape, latent_dim: int, n_classes: int = 0, width: int = 32
+        self, image_shape: ImageShape, latent_dim: int, n_classes: int = 0, width: int = 16
     ) -> None:
         super().__init__()
         halvings = count_halvings(image_shape)
@@ -153,11 +166,11 @@ class Decoder(nn.Module):
         self.latent_dim, self.n_classes = latent_dim, n_classes
         self.bottom = (widths[0] * 2, *(side >> halvings for side in image_shape[1:]))
         n_bottom = self.bottom[0] * self.bottom[1] * self.bottom[2]
-        stages = [NORM(self.bottom[0]), nn.ReLU()]
+        stages: list[nn.Module] = [nn.GroupNorm(4, self.bottom[0]), nn.ReLU()]
         channels = self.bottom[0]
         for wider in widths[:halvings]:
             stages.append(nn.ConvTranspose2d(channels, wider, 4, stride=2, padding=1, bias=False))
-            stages += [NORM(wider), nn.ReLU()]
+            stages += [nn.GroupNorm(4, wider), nn.ReLU()]
             channels = wider
         self.linear = nn.Linear(latent_dim + n_classes, n_bottom, bias=False)
         self.stages = nn.Sequential(*stages, nn.Conv2d(channels, image_shape[0], 3, padding=1))
@@ -186,10 +199,10 @@ class Discriminator(nn.Module):
     Shown in: book/03_gan_loss.ipynb
     """
 
-    def __init__(self, image_shape: ImageShape, width: int = 32) -> None:
+    def __init__(self, image_shape: ImageShape, width: int = 16) -> None:
         super().__init__()
-        self.trunk = ConvTrunk(image_shape, width, normalise=False)
-        self.score = nn.Linear(self.trunk.n_features, 1)
+        self.trunk = ConvTrunk(image_shape, width, regularise=False)
+        self.score = nn.Linear(N_FEATURES, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to scores ``(B,)``, without a sigmoid."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "History",
     "TrainingError",
     "average_weights",
+    "check_duration",
     "rate_factor",
     "summarise",
     "train",
@@ -110,7 +112,8 @@ def training_step(
             return named
         player, terms = update
         optimizers[player].zero_grad()
-        method.objective(terms).backward(inputs=method.parameters_of(player))
+        # Players may share a term, such as a reconstruction, and so its graph.
+        method.objective(terms).backward(inputs=method.parameters_of(player), retain_graph=True)
         optimizers[player].step()
         named.update((name, term.detach()) for name, term in terms.items())
 
@@ -201,13 +204,11 @@ def train(
 
     Shown in: book/05_training_loop.ipynb
     """
-    if (steps is None) == (minutes is None) or (steps or minutes or 0) <= 0:
-        raise ValueError(
-            "duration: expected a positive number of either steps or minutes, "
-            f"got steps={steps}, minutes={minutes}"
-        )
+    check_duration(steps, minutes)
     if record_every < 1:
         raise ValueError(f"record_every: expected at least 1, got {record_every}")
+    if resume and states is None:
+        raise ValueError("resume: expected a folder of states to resume from, got None")
     seed_everything(seed)
     run = _Run(method, split, seed)
     if resume:
@@ -241,8 +242,9 @@ def train(
             bar.update(min(limit, run.position(steps)) - bar.n)
             bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
             if on_record is not None:
-                run.averaged.module.eval()
-                on_record(run.step, run.averaged.module)
+                noise = rng_state()  # whoever watches may draw, and changes nothing
+                on_record(run.step, run.averaged.module.eval())
+                set_rng_state(noise)
             if states is not None and time.perf_counter() - saved > SECONDS_BETWEEN_STATES:
                 run.save(states)
                 saved = time.perf_counter()
@@ -251,6 +253,22 @@ def train(
     method.load_state_dict(run.averaged.module.state_dict())
     method.eval()
     return run.history
+
+
+def check_duration(steps: int | None, minutes: float | None) -> None:
+    """Refuse a duration that is not one positive, finite number, of either steps or minutes.
+
+    Raises
+    ------
+    ValueError
+        If it is refused.
+    """
+    given = [number for number in (steps, minutes) if number is not None]
+    if len(given) != 1 or not 0 < given[0] < math.inf:
+        raise ValueError(
+            "duration: expected a positive number of either steps or minutes, "
+            f"got steps={steps}, minutes={minutes}"
+        )
 
 
 def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import ast
 import base64
 import copy
 import importlib
-import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import notebooks as tool  # book/tools/notebooks.py
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,10 +49,6 @@ MYST = {
 COLAB_GUARD = 'if "google.colab" in sys.modules:'
 COLAB_INSTALL = re.compile(r'%pip install -q "semigen-lib @ git\+(\S+?)@v(\d+\.\d+\.\d+)"')
 TIME_LINE = re.compile(r"^\*\*Time\*\* ([\d.]+) minutes on \d+ CPU cores\.$", re.MULTILINE)
-
-spec = importlib.util.spec_from_file_location("notebooks", BOOK / "tools" / "notebooks.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 def each_chapter() -> pytest.MarkDecorator:
@@ -102,7 +99,7 @@ def rule_title(nb: nbformat.NotebookNode) -> list[str]:
     ]
     if levels.count(1) != 1:
         problems.append(f"{levels.count(1)} headings of the first level, expected one")
-    if any(after > before + 1 for before, after in zip(levels, levels[1:], strict=False)):
+    if any(after > before + 1 for before, after in itertools.pairwise(levels)):
         problems.append("a heading level is skipped")
     return problems
 

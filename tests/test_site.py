@@ -1,4 +1,4 @@
-"""The built book: its links, its pictures, and its pages in a browser that can reach nothing else."""
+"""The built book: links, pictures, and its pages in a browser that can reach nothing else."""
 
 from __future__ import annotations
 
@@ -157,11 +157,16 @@ class Browser:
             [driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         self.address = f"http://127.0.0.1:{port}"
-        arguments = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-            "--disable-background-networking --disable-component-update --disable-dev-shm-usage"
-        ).split()
-        arguments += [
+        arguments = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-sync",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-dev-shm-usage",
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             f"--user-data-dir={profile}",
         ]
@@ -376,15 +381,25 @@ def test_search_finds_a_chapter(browser: Browser, address: str) -> None:
 
 def test_copy_button_copies(browser: Browser, address: str) -> None:
     browser.open(f"{address}/{NOTEBOOK_PAGES[0]}.html")
-    source = browser.ask(
+    source, x, y = browser.ask(
         "const b = document.querySelector('div.cell_input button.copybtn');"
         "window.copied = null;"
-        "document.addEventListener('copy', e => {"
-        "  window.copied = document.getSelection().toString()"
-        "    || document.activeElement.value;"
+        "document.addEventListener('copy', () => {"
+        "  window.copied = document.activeElement.value || document.getSelection().toString();"
         "});"
-        "b.click(); return document.querySelector(b.dataset.clipboardTarget).textContent"
+        "b.scrollIntoView({block: 'center', behavior: 'instant'});"
+        "const r = b.getBoundingClientRect();"
+        "const text = document.querySelector(b.dataset.clipboardTarget).textContent;"
+        "return [text, r.x + r.width / 2, r.y + r.height / 2]"
     )
+    for kind in (
+        "mouseMoved",
+        "mousePressed",
+        "mouseReleased",
+    ):  # a script may not copy, a hand may
+        browser.command(
+            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+        )
     browser.wait("return window.copied !== null", "the copy")
     copied = browser.ask("return window.copied")
     assert copied.strip() == source.strip(), f"expected {source!r}, got {copied!r}"

@@ -37,7 +37,7 @@ every_player = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class ToyConfig(MethodConfig):
-    latent_dim: int = 3
+    latent_dim: int = 4
     noisy_weight: float = 1.0
     batch_size: int = 8
     labeled_batch_size: int = 4
@@ -51,7 +51,7 @@ class Toy(Method):
 
     def __init__(self, config, image_shape, n_classes) -> None:
         super().__init__(config, image_shape, n_classes)
-        self.first, self.second, self.norm = nn.Linear(3, 2), nn.Linear(2, 1), nn.BatchNorm1d(2)
+        self.first, self.second, self.norm = nn.Linear(4, 2), nn.Linear(2, 1), nn.BatchNorm1d(2)
         self.calls = 0
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, dict]]:
@@ -471,7 +471,7 @@ def test_average_weights_by_hand(make_method) -> None:
         decay = [0.0, 2 / 11, 0.2, 0.2][count]
         expected = value if expected is None else decay * expected + (1 - decay) * value
         module = averaged.module
-        torch.testing.assert_close(module.first.weight, torch.full((2, 3), expected))
+        torch.testing.assert_close(module.first.weight, torch.full((2, 4), expected))
         torch.testing.assert_close(module.norm.running_mean, torch.full((2,), 10 * expected))
         assert module.norm.num_batches_tracked == count + 40
     assert method.first.weight[0, 0] == 5.0, "averaging must not write into the method"

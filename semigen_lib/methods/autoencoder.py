@@ -23,7 +23,7 @@ class AutoencoderConfig(MethodConfig):
     """Settings of :class:`Autoencoder`."""
 
     latent_dim: int = 32  # Z; the bottleneck
-    width: int = 32
+    width: int = 16
 
 
 class Autoencoder(Method):

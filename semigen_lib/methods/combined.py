@@ -1,9 +1,9 @@
-"""The article's combined objective, made into a method: the decoder is the generator.
+"""The article's combined objective, made into a method: two networks, each with two jobs.
 
-A sum of losses means nothing while its terms train different weights. Here they share: the
-decoder reconstructs what the encoder codes and draws from noise; the encoder reads real images
-and drawn ones. So unlabelled images shape the network that classifies, and labels shape the
-network that draws.
+A sum of losses means nothing while its terms train different weights. Here they share. The decoder
+is the generator: it redraws what the encoder coded and draws from noise. The encoder is the
+discriminator: an image is real as far as it can be read as one of the K classes. So unlabelled
+and drawn images shape the network that reads, and labels shape the network that draws.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from semigen_lib.data import UNLABELED, Batch
 from semigen_lib.losses import (
     LSGAN_CODE,
     classification_loss,
+    information_loss,
     least_squares_loss,
+    real_probability,
     reconstruction_loss,
 )
 from semigen_lib.methods.method import Method, MethodConfig, Terms
-from semigen_lib.models import Decoder, Discriminator, Encoder, ImageShape, one_hot
+from semigen_lib.models import Decoder, Encoder, ImageShape, one_hot
 
 __all__ = [
     "Combined",
@@ -35,61 +37,60 @@ class CombinedConfig(MethodConfig):
     """Settings of :class:`Combined`."""
 
     latent_dim: int = 32  # Z; the code, and the noise
-    width: int = 32
-    reconstruction_weight: float = 1.0  # the article's first formula
-    adversarial_weight: float = 1.0  # its second, for the player that draws
-    classification_weight: float = 1.0  # the labelled term: read labelled images
-    request_weight: float = 1.0  # draw the class asked for, as the encoder reads it
-    latent_weight: float = 1.0  # read back the noise an image was drawn from
-    learning_rate: float = 5e-4
+    width: int = 16
+    reconstruction_weight: float = 10.0  # both players: the article's first formula
+    real_weight: float = 2.0  # the encoder: unlabelled images are real ...
+    fake_weight: float = 2.0  # ... and drawn ones are not
+    classification_weight: float = 1.0  # the encoder: the labelled term
+    information_weight: float = 0.2  # the encoder: be sure, and use all classes equally often
+    adversarial_weight: float = 2.0  # the decoder: drawn images shall be taken for real ...
+    request_weight: float = 0.1  # ... and be read as the class that was asked for
     beta1: float = 0.5
 
 
 class Combined(Method):
-    """Reconstruct unlabelled images, fool a discriminator, read labels, draw on request.
+    """Redraw unlabelled images, tell drawn from real, read labelled images, draw on request.
 
+    Source: the article's sum of formulas; K+1 classes after Salimans et al. 2016, section 5, with
+    the squared errors of Mao et al. 2017.
     Shown in: book/04_combined_objective.ipynb, book/05_training_loop.ipynb
     """
 
     Config = CombinedConfig
     reads = draws = draws_on_request = True
-    players = {"discriminator": ("discriminator",), "autoencoder": ("encoder", "decoder")}
+    players = {"encoder": ("encoder",), "decoder": ("decoder",)}
 
     def __init__(self, config: CombinedConfig, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__(config, image_shape, n_classes)
         self.encoder = Encoder(image_shape, config.latent_dim, n_classes, config.width)
         self.decoder = Decoder(image_shape, config.latent_dim, n_classes, config.width)
-        self.discriminator = Discriminator(image_shape, config.width)
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
-        """The discriminator first; then encoder and decoder, together, against its new weights."""
-        n, noise = len(batch.images), self.noise(len(batch.images))
-        requests = torch.randint(self.n_classes, (n,), device=noise.device)
-        latent, class_logits = self.encoder(torch.cat([batch.images, batch.labeled_images]))
-        guesses = class_logits[:n].softmax(1)
-        # Drawing and reconstructing in one pass, so that batch norm sees the same mixture always.
-        fakes, reconstructions = self.decoder(
-            torch.cat([noise, latent[:n]]),
-            torch.cat([one_hot(requests, self.n_classes), guesses]),
-        ).split(n)
-        yield (
-            "discriminator",
-            {
-                "real": least_squares_loss(self.discriminator(batch.images), LSGAN_CODE.real),
-                "fake": least_squares_loss(self.discriminator(fakes.detach()), LSGAN_CODE.fake),
-            },
-        )
-        fake_latent, fake_logits = self.encoder(fakes)
-        yield (
-            "autoencoder",
-            {
-                "reconstruction": reconstruction_loss(batch.images, reconstructions),
-                "adversarial": least_squares_loss(self.discriminator(fakes), LSGAN_CODE.generator),
-                "classification": classification_loss(class_logits[n:], batch.labels),
-                "request": classification_loss(fake_logits, requests),
-                "latent": (fake_latent - noise).square().mean(),
-            },
-        )
+        """The encoder first; then the decoder, against the encoder's new weights."""
+        n, n_labeled = len(batch.images), len(batch.labels)
+        requests = torch.randint(self.n_classes, (n,), device=batch.images.device)
+        fakes = self.decoder(self.noise(n), one_hot(requests, self.n_classes))
+        images = torch.cat([batch.images, batch.labeled_images, fakes.detach()])
+        latent, class_logits = self.encoder(images)
+        real_logits, labeled_logits, fake_logits = class_logits.split([n, n_labeled, n])
+        reconstructions = self.decoder(latent[:n], real_logits.softmax(1))
+        reconstruction = reconstruction_loss(batch.images, reconstructions)
+        terms = {
+            "reconstruction": reconstruction,
+            "real": least_squares_loss(real_probability(real_logits), LSGAN_CODE.real),
+            "fake": least_squares_loss(real_probability(fake_logits), LSGAN_CODE.fake),
+            "classification": classification_loss(labeled_logits, batch.labels),
+            "information": information_loss(real_logits),
+        }
+        yield "encoder", terms
+        _, class_logits = self.encoder(fakes)
+        fooled = least_squares_loss(real_probability(class_logits), LSGAN_CODE.generator)
+        terms = {
+            "reconstruction": reconstruction,
+            "adversarial": fooled,
+            "request": classification_loss(class_logits, requests),
+        }
+        yield "decoder", terms
 
     def predict(self, images: Tensor) -> Tensor:
         """Return class_logits ``(B, K)``."""

@@ -23,7 +23,7 @@ class LsganConfig(MethodConfig):
     """Settings of :class:`Lsgan`."""
 
     latent_dim: int = 32  # Z; the noise
-    width: int = 32
+    width: int = 16
     real_target: float = 1.0  # what the discriminator wants on real images
     fake_target: float = 0.0  # what the discriminator wants on generated images
     generator_target: float = 1.0  # what the generator wants on generated images
@@ -50,17 +50,13 @@ class Lsgan(Method):
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
         """The discriminator first; then the generator, against the discriminator's new weights."""
         fakes = self.generator(self.noise(len(batch.images)))
-        yield (
-            "discriminator",
-            {
-                "real": least_squares_loss(self.discriminator(batch.images), self.code.real),
-                "fake": least_squares_loss(self.discriminator(fakes.detach()), self.code.fake),
-            },
-        )
-        yield (
-            "generator",
-            {"adversarial": least_squares_loss(self.discriminator(fakes), self.code.generator)},
-        )
+        terms = {
+            "real": least_squares_loss(self.discriminator(batch.images), self.code.real),
+            "fake": least_squares_loss(self.discriminator(fakes.detach()), self.code.fake),
+        }
+        yield "discriminator", terms
+        score = self.discriminator(fakes)
+        yield "generator", {"adversarial": least_squares_loss(score, self.code.generator)}
 
     def generate(self, labels: Tensor) -> Tensor:
         """Draw images of whatever class chance gives."""

@@ -48,23 +48,16 @@ class MethodConfig:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not kind:
                 raise ValueError(f"{field.name}: expected {kind.__name__}, got {value!r}")
-            if field.name in _RANGES:
-                low, high = _RANGES[field.name]
-            elif field.name.endswith("_weight"):
-                low, high = 0.0, _LARGEST
-            elif kind is int:
-                low, high = 1, 2**16
-            elif kind is float:
-                low, high = -_LARGEST, _LARGEST
-            else:
-                continue
+            low, high = _range_of(field.name, kind)
             if not low <= getattr(self, field.name) <= high:
                 raise ValueError(
                     f"{field.name}: expected a number from {low} to {high}, got {value}"
                 )
+            if field.name == "width" and value % 4:
+                raise ValueError(f"width: expected a multiple of 4, got {value}")
 
 
-_LARGEST = 1e6  # of a weight or a target: whoever means more has mistyped
+_LARGEST = 1e6  # of a weight or a target: whoever asks for more has mistyped
 _RANGES = {
     "learning_rate": (0.0, 1.0),
     "beta1": (0.0, 0.99999),  # Adam divides by 1 - beta
@@ -72,6 +65,15 @@ _RANGES = {
     "decay_from": (0.0, 1.0),
     "ema_decay": (0.0, 1.0),
 }
+
+
+def _range_of(name: str, kind: type) -> tuple[float, float]:
+    """Return the smallest and the largest value of a setting."""
+    if name in _RANGES:
+        return _RANGES[name]
+    if kind is int:
+        return 1, 2**16
+    return (0.0 if name.endswith("_weight") else -_LARGEST), _LARGEST
 
 
 class Method(nn.Module):

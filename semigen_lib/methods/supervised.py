@@ -23,7 +23,7 @@ class SupervisedConfig(MethodConfig):
     """Settings of :class:`Supervised`; the network is the encoder of ``combined``."""
 
     latent_dim: int = 32  # kept so that the network is the same; the code is not used
-    width: int = 32
+    width: int = 16
 
 
 class Supervised(Method):

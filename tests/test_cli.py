@@ -1,0 +1,736 @@
+"""The contract of the command line: what it writes, what it refuses, and what it leaves alone."""
+
+import csv
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+from semigen_lib import __version__, cli, training
+from semigen_lib.checkpoint import load_state, load_weights
+from semigen_lib.cli import build_parser, explain, main
+from semigen_lib.data import ImageData, ImageSet, load_images, split_labels
+from semigen_lib.methods import METHODS
+from semigen_lib.training import TrainingError
+
+SMALL = " ".join(f"--set {name}={value}" for name, value in TINY.items())
+RESULTS = {"config.json", "history.csv", "metrics.json", "model.safetensors", "samples.png"}
+
+
+def run(line: str) -> int:
+    """Run one command line in this process and return its exit status."""
+    try:
+        return main(shlex.split(line))
+    except SystemExit as stop:
+        return stop.code
+
+
+def draw_shape(path: Path, kind: str, index: int, channels: int) -> None:
+    """Write one small picture, each of another odd size, colour or grey."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = 20 + index, 31 - index
+    y, x = np.mgrid[:height, :width]
+    inside = (y < height / 2) if kind == "top" else (x < width / 2)
+    pixels = np.where(inside[..., None], [250, 200, 20], [10, 30, 90]).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    (image if channels == 3 else image.convert("L")).save(path)
+
+
+def make_folder(folder: Path, *, test: bool) -> Path:
+    for index in range(8):
+        for kind in ("left", "top"):
+            draw_shape(folder / kind / f"{index}.png", kind, index, 3 if index % 2 else 1)
+        draw_shape(folder / "unlabeled" / f"{index}.jpg", ("left", "top")[index % 2], index, 3)
+    for index in range(3 if test else 0):
+        for kind in ("left", "top"):
+            draw_shape(folder / "test" / kind / f"{index}.bmp", kind, 2 * index, 3)
+    return folder
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def edit_json(path: Path, **changes) -> None:
+    content = json.loads(path.read_text()) | changes
+    content = {name: value for name, value in content.items() if value is not None}
+    path.write_text(json.dumps(content))
+
+
+def train_interrupted(arguments: str, rows: int) -> None:
+    """Run semigen train and press Ctrl-C at a row of the history; each row saves a state."""
+
+    def stop(step: int, _) -> None:
+        nonlocal rows
+        rows -= 1
+        if rows < 0:
+            raise KeyboardInterrupt
+
+    def stopped(*positional, **named):
+        return training.train(*positional, **named, record_every=1, on_record=stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SECONDS_BETWEEN_STATES", -1.0)
+        patch.setattr(cli, "train", stopped)
+        assert run(f"train {arguments}") == 130
+
+
+UNFINISHED = f"--data shapes --method lsgan --steps 9 --seed 3 --quiet {SMALL}"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with data and runs, good and damaged. Only what refuses may be tried in it."""
+    home = tmp_path_factory.mktemp("workspace")
+    before = Path.cwd()
+    os.chdir(home)
+    try:
+        make_folder(Path("shapes"), test=True)
+        for method in METHODS:
+            line = f"train --data shapes --method {method} --steps 2 --out runs/{method} {SMALL}"
+            assert run(line + " --quiet") == 0
+        train_interrupted(f"{UNFINISHED} --out runs/unfinished", 4)
+        make_damaged_runs()
+        make_bad_images()
+    finally:
+        os.chdir(before)
+    return home
+
+
+def make_damaged_runs() -> None:
+    """Copies of good runs, each broken in one way."""
+    for name in ("flipped", "truncated", "newer", "no_json", "no_digest", "no_method", "other",
+                 "moved", "classes", "no_weights", "odd_settings"):  # fmt: skip
+        shutil.copytree("runs/combined", f"runs/{name}")
+    flip_a_bit(Path("runs/flipped/model.safetensors"))
+    weights = Path("runs/truncated/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    edit_json(Path("runs/newer/config.json"), schema=99)
+    Path("runs/no_json/config.json").write_text("{'method': 3}")
+    edit_json(Path("runs/no_digest/metrics.json"), sha256=None)
+    edit_json(Path("runs/no_method/config.json"), method=None)
+    edit_json(Path("runs/other/config.json"), method="lsgan")
+    edit_json(Path("runs/moved/config.json"), data=str(Path("was_here").resolve()))
+    edit_json(Path("runs/classes/config.json"), class_names=["cat", "dog"])
+    edit_json(Path("runs/odd_settings/config.json"), settings=[1])
+    Path("runs/no_weights/model.safetensors").unlink()
+    shutil.copytree("runs/unfinished", "runs/bad_states")
+    for path in Path("runs/bad_states/states").glob("*.safetensors"):
+        flip_a_bit(path)
+    shutil.copytree("runs/unfinished", "runs/bad_config")
+    Path("runs/bad_config/config.json").write_text("{")
+
+
+def make_bad_images() -> None:
+    """Everything that is not a data set, and everything that is not an .npz with images."""
+    Path("notes.txt").write_text("not an image\n")
+    Path("empty").mkdir()
+    Path("drawing.png").mkdir()
+    make_folder(Path("one_class"), test=False)
+    shutil.rmtree("one_class/top")
+    make_folder(Path("unreadable"), test=False)
+    Path("unreadable/top/note.txt").write_text("not an image\n")
+    make_folder(Path("loose"), test=False)
+    draw_shape(Path("loose/loose.png"), "top", 0, 3)
+    good = np.zeros((2, 28, 28), np.uint8)
+    np.savez("small.npz", images=good[:, :20])
+    np.savez("floats.npz", images=good / 255)
+    np.savez("colour.npz", images=np.zeros((2, 3, 28, 28), np.uint8))
+    np.savez("pickled.npz", images=np.array([print, good], dtype=object))
+    np.savez("no_images.npz", pictures=good)
+    np.savez("none.npz", images=good[:0])
+    np.savez("scalar.npz", images=np.uint8(3))
+    Path("text.npz").write_text("not an archive\n")
+    Path("nothing.npz").write_bytes(b"")
+    with open("array.npz", "wb") as file:
+        np.save(file, good)
+    np.savez_compressed("broken.npz", images=np.arange(1568, dtype=np.uint8).reshape(2, 28, 28))
+    content = bytearray(Path("broken.npz").read_bytes())
+    content[200:230] = bytes(30)
+    Path("broken.npz").write_bytes(content)
+
+
+def snapshot(folder: Path) -> dict[str, tuple]:
+    """Every path with its content and time of change."""
+    return {
+        str(path.relative_to(folder)): (path.is_file() and path.read_bytes(), path.lstat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+TRAIN = "train --data shapes --steps 2 --out new"
+BAD = {
+    # what is asked for
+    "unknown method": f"{TRAIN} --method gan",
+    "unknown data": "train --data nonsuch --out new",
+    "missing folder": "train --data ./mnist --out new",
+    "labels not divisible": f"{TRAIN} --labels 3",
+    "more labels than images": f"{TRAIN} --labels 200",
+    "no labels": f"{TRAIN} --labels 0",
+    "negative labels": f"{TRAIN} --labels -2",
+    "mnist: not divisible": "train --labels 105 --out new",
+    "mnist: more than images": "train --labels 70000 --out new",
+    "mnist: side of 30": "train --labels 100 --image-size 30 --out new",
+    "zero steps": f"{TRAIN} --steps 0",
+    "negative steps": f"{TRAIN} --steps -5",
+    "steps and minutes": f"{TRAIN} --minutes 1",
+    "zero minutes": "train --data shapes --minutes 0 --out new",
+    "negative minutes": "train --data shapes --minutes -1 --out new",
+    "NaN minutes": "train --data shapes --minutes nan --out new",
+    "endless minutes": "train --data shapes --minutes inf --out new",
+    "negative seed": f"{TRAIN} --seed -1",
+    "huge seed": f"{TRAIN} --seed 4294967296",
+    "negative label seed": f"{TRAIN} --label-seed -1",
+    "image size 30": f"{TRAIN} --image-size 30",
+    "image size 0": f"{TRAIN} --image-size 0",
+    "negative image size": f"{TRAIN} --image-size -28",
+    "cuda without one": f"{TRAIN} --device cuda",
+    # settings
+    "unknown setting": f"{TRAIN} --set nonsuch=1",
+    "setting of wrong type": f"{TRAIN} --set width=wide",
+    "setting not whole": f"{TRAIN} --set width=8.5",
+    "setting not possible": f"{TRAIN} --set width=6",
+    "setting zero": f"{TRAIN} --set latent_dim=0",
+    "setting huge": f"{TRAIN} --set batch_size=1000000000000",
+    "setting true": f"{TRAIN} --set batch_size=true",
+    "setting list": f"{TRAIN} --set batch_size=[8]",
+    "setting deep": f"{TRAIN} --set batch_size={'[' * 5000}",
+    "setting negative": f"{TRAIN} --set learning_rate=-1",
+    "setting NaN": f"{TRAIN} --set learning_rate=NaN",
+    "target NaN": f"{TRAIN} --method lsgan --set real_target=NaN",
+    "weight endless": f"{TRAIN} --set reconstruction_weight=Infinity",
+    "setting without value": f"{TRAIN} --set width",
+    "setting without name": f"{TRAIN} --set =3",
+    # the folder of the run
+    "out is a run": "train --data shapes --steps 2 --out runs/combined",
+    "out is unfinished": "train --data shapes --steps 2 --out runs/unfinished",
+    "out has other things": "train --data shapes --steps 2 --out shapes",
+    "out is a file": "train --data shapes --steps 2 --out notes.txt",
+    "out below a file": "train --data shapes --steps 2 --out notes.txt/run",
+    "out not writable": "train --data shapes --steps 2 --out /proc/nonsuch/run",
+    "resume nothing": f"{TRAIN} --resume",
+    "resume what is finished": "train --data shapes --steps 2 --out runs/combined --resume",
+    "resume with other steps": f"train {UNFINISHED} --steps 10 --out runs/unfinished --resume",
+    "resume with minutes": "train --data shapes --method lsgan --seed 3 --minutes 1 "
+    f"--out runs/unfinished --resume {SMALL}",
+    "resume with other seed": f"train {UNFINISHED} --seed 4 --out runs/unfinished --resume",
+    "resume other method": f"train {UNFINISHED} --method autoencoder --out runs/unfinished --resume",
+    "resume with other labels": f"train {UNFINISHED} --labels 4 --out runs/unfinished --resume",
+    "resume with other set": f"train {UNFINISHED} --set width=16 --out runs/unfinished --resume",
+    "resume damaged states": f"train {UNFINISHED} --out runs/bad_states --resume",
+    "resume damaged config": f"train {UNFINISHED} --out runs/bad_config --resume",
+    # the images to learn from
+    "folder without classes": "train --data empty --steps 2 --out new",
+    "folder with one class": "train --data one_class --steps 2 --out new",
+    "folder with loose images": "train --data loose --steps 2 --out new",
+    "unreadable image": "train --data unreadable --steps 2 --out new",
+    "data is a file": "train --data notes.txt --steps 2 --out new",
+    # sample
+    "sample: no run": "sample runs/nonsuch --out new.png",
+    "sample: unfinished run": "sample runs/unfinished --out new.png",
+    "sample: run is a file": "sample notes.txt --out new.png",
+    "sample: flipped bit": "sample runs/flipped --out new.png",
+    "sample: truncated": "sample runs/truncated --out new.png",
+    "sample: no weights": "sample runs/no_weights --out new.png",
+    "sample: newer": "sample runs/newer --out new.png",
+    "sample: config not JSON": "sample runs/no_json --out new.png",
+    "sample: no sha256": "sample runs/no_digest --out new.png",
+    "sample: no method": "sample runs/no_method --out new.png",
+    "sample: config of another run": "sample runs/other --out new.png",
+    "sample: settings of no kind": "sample runs/odd_settings --out new.png",
+    "sample: unknown class": "sample runs/combined --class circle --out new.png",
+    "sample: number too high": "sample runs/combined --class 2 --out new.png",
+    "sample: negative class": "sample runs/combined --class=-1 --out new.png",
+    "sample: cannot draw": "sample runs/supervised --out new.png",
+    "sample: cannot choose": "sample runs/lsgan --class top --out new.png",
+    "sample: none": "sample runs/combined --per-class 0 --out new.png",
+    "sample: negative": "sample runs/combined --per-class -3 --out new.png",
+    "sample: negative seed": "sample runs/combined --seed -3 --out new.png",
+    "sample: other suffix": "sample runs/combined --out new.jpg",
+    "sample: no suffix": "sample runs/combined --out new",
+    "sample: out is a folder": "sample runs/combined --out drawing.png",
+    "sample: out below a file": "sample runs/combined --out notes.txt/new.png",
+    "sample: cuda": "sample runs/combined --device cuda --out new.png",
+    # predict
+    "predict: no run": "predict runs/nonsuch shapes/top --out new.csv",
+    "predict: cannot read": "predict runs/autoencoder shapes/top --out new.csv",
+    "predict: nothing there": "predict runs/combined nonsuch --out new.csv",
+    "predict: no images": "predict runs/combined empty --out new.csv",
+    "predict: no image": "predict runs/combined notes.txt --out new.csv",
+    "predict: folders": "predict runs/combined shapes --out new.csv",
+    "predict: one unreadable": "predict runs/combined unreadable/top --out new.csv",
+    "predict: other suffix": "predict runs/combined shapes/top --out new.txt",
+    "predict: out below a file": "predict runs/combined shapes/top --out notes.txt/new.csv",
+    "predict: missing npz": "predict runs/combined nonsuch.npz --out new.csv",
+    # evaluate
+    "evaluate: no run": "evaluate runs/nonsuch",
+    "evaluate: data gone": "evaluate runs/moved",
+    "evaluate: other classes": "evaluate runs/classes",
+    "evaluate: flipped bit": "evaluate runs/flipped",
+    # what argparse refuses
+    "no command": "",
+    "unknown command": "paint",
+    "unknown option": f"{TRAIN} --colour",
+    "unknown option in two lines": f"{TRAIN} 'two\nlines'",
+    "no out": "train --data shapes",
+    "steps not whole": f"{TRAIN} --steps 1.5",
+    "labels not a number": f"{TRAIN} --labels many",
+    "minutes not a number": "train --minutes three --out new",
+    "unknown device": f"{TRAIN} --device tpu",
+    "unknown precision": f"{TRAIN} --precision fp8",
+    "two channels": f"{TRAIN} --channels 2",
+    "no run": "sample --out new.png",
+} | {
+    f"predict: {name}.npz": f"predict runs/combined {name}.npz --out new.csv"
+    for name in ("small", "floats", "colour", "pickled", "no_images", "none", "scalar", "text",
+                 "nothing", "array", "broken")
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_changes_nothing(line, workspace, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = snapshot(workspace)
+    assert run(line) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("semigen") and err.endswith("\n") and err.count("\n") == 1, err
+    assert "expected " in err and "got" in err and "Traceback" not in err, err
+    assert len(err) < 700, err
+    assert snapshot(workspace) == before
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(BAD) >= 100
+
+
+# ---- train ----
+
+
+def test_train_on_mnist(tmp_path, capsys) -> None:
+    out = tmp_path / "runs" / "first"
+    assert run(f"train --labels 100 --seed 4 --steps 3 --out {out} {SMALL}") == 0
+    printed, err = capsys.readouterr()
+    assert {path.name for path in out.iterdir()} == RESULTS | {"states"}
+    config, metrics = (json.loads((out / f"{n}.json").read_text()) for n in ("config", "metrics"))
+    assert json.loads(printed) == metrics and printed.count("\n") == 1
+    assert metrics["method"] == "combined" and metrics["n_labeled"] == 100
+    assert metrics["seed"] == metrics["label_seed"] == 4 and metrics["steps"] == 3
+    assert metrics["device"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
+    assert 0 < metrics["seconds"] < 60 and 0 < metrics["test_error"] <= 1
+    assert config["data"] == "mnist" and config["class_names"] == list("0123456789")
+    assert config["image_shape"] == [1, 28, 28] and config["settings"] == TINY
+    assert config["version"] == __version__ and config["schema"] == 1
+    rows = list(csv.DictReader(io.StringIO((out / "history.csv").read_text())))
+    assert rows[-1]["step"] == "3" and {"seconds", "classification"} <= set(rows[0])
+    for term in set(rows[0]) - {"step", "seconds"}:
+        assert f"{term}=" in err, "the progress bar names the losses"
+    with Image.open(out / "samples.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 100
+    # The figure is that of the weights that were written.
+    weights = load_weights(out / "model.safetensors", metrics["sha256"])
+    assert weights and all(tensor.isfinite().all() for tensor in weights.values())
+    assert run(f"evaluate {out}") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["test_error"] == metrics["test_error"] and figures["n_test"] == 10000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_writes_a_whole_run(method, workspace) -> None:
+    run_folder = workspace / "runs" / method
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert {path.name for path in run_folder.iterdir()} == RESULTS | {"states"}
+    assert metrics["method"] == method and metrics["n_labeled"] == 16
+    assert (metrics["test_error"] is None) != METHODS[method].reads
+    with Image.open(run_folder / "samples.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5, "an empty picture"
+
+
+def test_train_on_a_folder_without_test_images_says_so(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("shapes"), test=False)
+    line = f"train --data shapes --labels 4 --channels 3 --image-size 32 --steps 2 --out run {SMALL}"
+    assert run(f"{line} --quiet") == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "held out" in err, err
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["data"] == str(tmp_path.resolve() / "shapes")
+    assert config["class_names"] == ["left", "top"] and config["image_shape"] == [3, 32, 32]
+    # All that follows works from elsewhere, and in colour.
+    monkeypatch.chdir("/")
+    assert run(f"evaluate {tmp_path}/run") == 0
+    assert json.loads(capsys.readouterr().out)["n_test"] == 4
+    assert run(f"sample {tmp_path}/run --per-class 2 --out {tmp_path}/drawn.npz") == 0
+    assert run(f"predict {tmp_path}/run {tmp_path}/drawn.npz --out {tmp_path}/read.csv") == 0
+    with np.load(tmp_path / "drawn.npz") as drawn:
+        assert drawn["images"].shape == (4, 3, 32, 32)
+    assert len((tmp_path / "read.csv").read_text().splitlines()) == 5
+
+
+def test_a_folder_that_refuses_says_only_that(tmp_path, capsys, monkeypatch) -> None:
+    """Not also what was held out: one line."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("shapes"), test=False)
+    assert run(f"{TRAIN} --labels 3") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "divisible" in err
+
+
+def test_a_folder_called_mnist_is_not_taken_for_mnist(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("mnist"), test=True)
+    line = f"train --method supervised --steps 1 --quiet {SMALL}"
+    assert run(f"{line} --data mnist --out digits") == 0
+    assert run(f"{line} --data ./mnist --out shapes") == 0
+    digits, shapes = (json.loads(Path(f"{n}/config.json").read_text()) for n in ("digits", "shapes"))
+    assert digits["data"] == "mnist" and digits["n_labeled"] == 100
+    assert shapes["data"] == str(tmp_path.resolve() / "mnist") and shapes["n_labeled"] == 16
+    capsys.readouterr()
+    assert run("evaluate digits") == 0
+    assert json.loads(capsys.readouterr().out)["n_test"] == 10000
+
+
+def test_an_empty_folder_is_a_good_place(workspace, tmp_path, capsys) -> None:
+    line = f"train --data {workspace}/shapes --method autoencoder --steps 1 --quiet {SMALL}"
+    assert run(f"{line} --out {tmp_path}") == 0
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_minutes_and_label_seed(workspace, tmp_path, capsys) -> None:
+    line = f"train --data {workspace}/shapes --method supervised --labels 4 --quiet {SMALL}"
+    assert run(f"{line} --seed 1 --label-seed 5 --minutes 0.005 --out {tmp_path}/run") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["seed"] == 1 and metrics["label_seed"] == 5
+    assert 0.3 <= metrics["seconds"] < 5
+
+
+def model_bytes(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_same_command_twice_is_the_same_file(workspace, tmp_path) -> None:
+    line = f"train --data {workspace}/shapes --steps 2 --quiet {SMALL}"
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(f"{line} --seed {seed} --out {tmp_path}/{name}") == 0
+    a, b, c = (model_bytes(tmp_path / name) for name in "abc")
+    assert a == b != c
+    assert (tmp_path / "a/samples.png").read_bytes() == (tmp_path / "b/samples.png").read_bytes()
+
+
+def test_hidden_labels_do_not_reach_the_weights(tmp_path, mnist, monkeypatch) -> None:
+    hidden = torch.ones(60000, dtype=torch.bool)
+    hidden[split_labels(mnist, 100, 0).labeled_index] = False
+    poisoned = torch.where(hidden, 9 - mnist.train.labels, mnist.train.labels)
+    for name, labels in (("true", mnist.train.labels), ("poisoned", poisoned)):
+        data = ImageData("mnist", mnist.class_names, ImageSet(mnist.train.images, labels), mnist.test)
+        monkeypatch.setattr(cli, "load_images", lambda *_, data=data, **__: data)
+        assert run(f"train --labels 100 --steps 2 --quiet --out {tmp_path}/{name} {SMALL}") == 0
+    assert model_bytes(tmp_path / "true") == model_bytes(tmp_path / "poisoned")
+
+
+# ---- interruptions ----
+
+
+def test_resume_ends_in_the_very_weights(workspace, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(workspace)
+    shutil.copytree("runs/unfinished", tmp_path / "run")
+    assert load_state(tmp_path / "run" / "states")[0] == 4
+    assert run(f"train {UNFINISHED} --out {tmp_path}/run --resume") == 0
+    assert run(f"train {UNFINISHED} --out {tmp_path}/whole") == 0
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
+    assert run(f"train {UNFINISHED} --out {tmp_path}/run --resume") == 2, "it is finished now"
+
+
+@pytest.mark.filterwarnings("default")
+def test_resume_says_that_it_passed_over_a_damaged_state(
+    workspace, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(workspace)
+    shutil.copytree("runs/unfinished", tmp_path / "run")
+    flip_a_bit(max((tmp_path / "run" / "states").glob("*.safetensors")))
+    assert run(f"train {UNFINISHED} --out {tmp_path}/run --resume") == 0
+    err = capsys.readouterr().err
+    assert err.startswith("semigen: warning: ") and "damaged" in err and err.count("\n") == 1
+    assert run(f"train {UNFINISHED} --out {tmp_path}/whole") == 0
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_interrupted_before_there_is_a_state_nothing_is_left(
+    existed, workspace, tmp_path, monkeypatch, capsys
+) -> None:
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    if existed:
+        (tmp_path / "deep" / "run").mkdir(parents=True)
+    monkeypatch.setattr(cli, "train", stop)
+    before = snapshot(tmp_path)
+    assert run(f"train --data {workspace}/shapes --out {tmp_path}/deep/run --quiet") == 130
+    assert capsys.readouterr().err == "semigen: interrupted\n"
+    assert snapshot(tmp_path).keys() == before.keys()
+
+
+def test_killed_before_there_is_a_state_it_begins_anew(workspace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
+    (tmp_path / "run").mkdir()
+    shutil.copy("runs/unfinished/config.json", tmp_path / "run")
+    assert run(f"train {UNFINISHED} --out {tmp_path}/run --resume") == 0
+    assert "begins anew" in capsys.readouterr().err
+    assert run(f"train {UNFINISHED} --out {tmp_path}/whole") == 0
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
+
+
+def test_interrupted_while_writing_the_results(workspace, tmp_path, monkeypatch) -> None:
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "samples_png", stop)
+        assert run(f"train {UNFINISHED} --out {tmp_path}/run") == 130
+    assert not (tmp_path / "run/metrics.json").exists(), "metrics say that a run is finished"
+    assert run(f"train {UNFINISHED} --out {tmp_path}/run --resume") == 0
+    assert run(f"train {UNFINISHED} --out {tmp_path}/whole") == 0
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
+
+
+SLOW = (
+    "import sys, time; import semigen_lib.cli as cli, semigen_lib.training as training; "
+    "training.SECONDS_BETWEEN_STATES = -1.0; "
+    # A tenth of a second a row, so that the signal meets a run that is still going on.
+    "slow = lambda *a, **k: training.train(*a, **k, on_record=lambda *_: time.sleep(0.1)); "
+    "cli.train = slow; sys.exit(cli.main(sys.argv[1:]))"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
+def test_stopped_by_a_signal_it_resumes_to_the_very_weights(
+    number, workspace, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    line = f"train --data shapes --method autoencoder --steps 400 --quiet {SMALL}"
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *shlex.split(f"{line} --out {tmp_path}/run")],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("run/states/*.json"))) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and err == "semigen: interrupted\n", err
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "run/metrics.json").exists()
+    assert 0 < load_state(tmp_path / "run/states")[0] < 400
+    assert run(f"{line} --out {tmp_path}/run --resume") == 0
+    assert run(f"{line} --out {tmp_path}/whole") == 0
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
+
+
+# ---- sample ----
+
+
+def sampled(workspace: Path, tmp_path: Path, options: str) -> dict[str, np.ndarray]:
+    path = tmp_path / "some" / "where" / "drawn.npz"
+    assert run(f"sample {workspace}/{options} --out {path}") == 0
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def test_sample_arrays(workspace, tmp_path) -> None:
+    drawn = sampled(workspace, tmp_path, "runs/combined --per-class 3")
+    assert drawn["images"].dtype == np.uint8 and drawn["images"].shape == (6, 28, 28)
+    assert drawn["labels"].tolist() == [0, 0, 0, 1, 1, 1]
+    again = sampled(workspace, tmp_path, "runs/combined --per-class 3")
+    other = sampled(workspace, tmp_path, "runs/combined --per-class 3 --seed 1")
+    assert np.array_equal(drawn["images"], again["images"])
+    assert not np.array_equal(drawn["images"], other["images"])
+    assert len({image.tobytes() for image in drawn["images"]}) == 6
+
+
+@pytest.mark.parametrize("name", ["top", "1"])
+def test_sample_one_class_by_name_or_number(name, workspace, tmp_path) -> None:
+    drawn = sampled(workspace, tmp_path, f"runs/combined --class {name} --per-class 4")
+    assert drawn["images"].shape == (4, 28, 28) and drawn["labels"].tolist() == [1] * 4
+
+
+def test_a_name_that_is_a_number_is_a_name() -> None:
+    assert cli.class_index("1", ["7", "1", "0"]) == 1
+    assert cli.class_index("0", ["7", "1", "0"]) == 2
+    assert cli.class_index("2", ["7", "1", "0"]) == 2
+    assert cli.class_index("0", ["b", "a"]) == 0
+
+
+def test_sample_of_a_method_that_cannot_choose(workspace, tmp_path) -> None:
+    drawn = sampled(workspace, tmp_path, "runs/lsgan --per-class 2")
+    assert drawn["images"].shape == (4, 28, 28) and drawn["labels"].tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize("options", ["", "--class top", "--class left --per-class 1"])
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].draws])
+def test_sample_picture(method, options, workspace, tmp_path) -> None:
+    if options and not METHODS[method].draws_on_request:
+        options = "--per-class 5"
+    path = tmp_path / "drawn.png"
+    path.write_bytes(b"an older picture")
+    assert run(f"sample {workspace}/runs/{method} {options} --out {path}") == 0
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        picture.load()
+
+
+# ---- predict ----
+
+
+def predictions(workspace: Path, tmp_path: Path, images: str) -> list[dict[str, str]]:
+    path = tmp_path / "predictions.csv"
+    assert run(f"predict {workspace}/runs/combined {images} --out {path}") == 0
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    for row in rows:
+        assert list(row) == ["name", "label", "probability"]
+        assert row["label"] in ("left", "top") and 0.5 <= float(row["probability"]) <= 1
+    return rows
+
+
+def test_predict_a_folder_an_image_and_arrays(workspace, tmp_path) -> None:
+    folder = predictions(workspace, tmp_path, f"{workspace}/shapes/top")
+    assert [row["name"] for row in folder] == [f"{index}.png" for index in range(8)]
+    image = predictions(workspace, tmp_path, f"{workspace}/shapes/top/3.png")
+    assert image == folder[3:4]
+    data = load_images(workspace / "shapes")
+    for name, images in (("plain", data.test.images[:, 0]), ("deep", data.test.images)):
+        np.savez(tmp_path / f"{name}.npz", images=images.numpy(), labels=data.test.labels)
+    plain = predictions(workspace, tmp_path, f"{tmp_path}/plain.npz")
+    assert plain == predictions(workspace, tmp_path, f"{tmp_path}/deep.npz")
+    assert [row["name"] for row in plain] == [str(index) for index in range(6)]
+    files = predictions(workspace, tmp_path, f"{workspace}/shapes/test/left")
+    assert [(row["label"], row["probability"]) for row in plain[:3]] == [
+        (row["label"], row["probability"]) for row in files
+    ]
+
+
+def test_predict_agrees_with_the_test_error(workspace, tmp_path) -> None:
+    metrics = json.loads((workspace / "runs/combined/metrics.json").read_text())
+    wrong = sum(
+        row["label"] != label
+        for label in ("left", "top")
+        for row in predictions(workspace, tmp_path, f"{workspace}/shapes/test/{label}")
+    )
+    assert wrong / 6 == pytest.approx(metrics["test_error"])
+
+
+def test_predict_what_sample_drew_whatever_its_order_in_memory(workspace, tmp_path) -> None:
+    drawn = sampled(workspace, tmp_path, "runs/combined --per-class 3")
+    np.savez(tmp_path / "c.npz", images=drawn["images"])
+    np.savez(tmp_path / "fortran.npz", images=np.asfortranarray(drawn["images"]))
+    rows = predictions(workspace, tmp_path, f"{tmp_path}/c.npz")
+    assert len(rows) == 6 and rows == predictions(workspace, tmp_path, f"{tmp_path}/fortran.npz")
+
+
+# ---- evaluate ----
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluate_prints_one_line_of_json(method, workspace, capsys) -> None:
+    before = snapshot(workspace)
+    assert run(f"evaluate {workspace}/runs/{method}") == 0
+    out, err = capsys.readouterr()
+    figures = json.loads(out)
+    assert out.count("\n") == 1 and err == ""
+    assert figures["method"] == method and figures["n_test"] == 6
+    metrics = json.loads((workspace / f"runs/{method}/metrics.json").read_text())
+    assert figures["test_error"] == metrics["test_error"]
+    if hasattr(METHODS[method], "reconstruct"):
+        assert 0 < figures["reconstruction"] < 1
+    assert snapshot(workspace) == before
+
+
+# ---- the rest ----
+
+
+@pytest.mark.parametrize("line", ["--help", "train -h", "sample -h", "predict -h", "evaluate -h"])
+def test_help_fits_a_terminal_and_names_what_there_is(line, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(line) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: semigen") and max(map(len, out.splitlines())) <= 80
+    if line.startswith("train"):
+        assert all(name in out for name in METHODS)
+
+
+def test_version(capsys) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"semigen {__version__}\n"
+    line = [sys.executable, "-m", "semigen_lib", "--version"]
+    result = subprocess.run(line, capture_output=True, text=True, cwd=Path(cli.__file__).parents[1])
+    assert (result.returncode, result.stdout) == (0, f"semigen {__version__}\n")
+
+
+def test_options_default_to_what_help_says() -> None:
+    options = build_parser().parse_args(["train", "--out", "run"])
+    assert (options.data, options.method, options.seed) == ("mnist", "combined", 0)
+    assert (options.device, options.precision, options.resume) == ("auto", "auto", False)
+    assert options.labels is options.steps is options.minutes is options.label_seed is None
+
+
+def test_training_that_goes_wrong_names_step_and_term(workspace, tmp_path, capsys) -> None:
+    line = f"train --data {workspace}/shapes --method lsgan --steps 200 --out {tmp_path}/run"
+    assert run(f"{line} --quiet {SMALL} --set learning_rate=1 --set real_target=1000000") in (0, 2)
+    # Whether it diverges is up to the method; if it does, one line says where.
+    out, err = capsys.readouterr()
+    if not out:
+        assert err.count("\n") == 1 and "step " in err and "expected finite terms, got" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("x: expected\n  a, got b"), "x: expected a, got b"),
+        (TrainingError("step 3: expected finite terms, got a = nan"), "step 3: expected finite "
+         "terms, got a = nan"),
+        (OSError(28, "No space left on device", "a.txt"), "a.txt: expected to read or write it, "
+         "got No space left on device"),
+        (OSError("broken"), "input or output: expected to read or write it, got broken"),
+        (MemoryError(), "memory: expected enough for this size of images, batch and method, got "),
+        (RuntimeError("CUDA out of memory.\nTried"), "memory: expected enough for this size of "
+         "images, batch and method, got CUDA out of memory. Tried"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ],
+)  # fmt: skip
+def test_errors_in_the_words_of_the_user(error, sentence) -> None:
+    assert explain(error) == sentence
+
+
+def test_a_defect_is_not_dressed_up_as_bad_input(workspace, tmp_path, monkeypatch) -> None:
+    def broken(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(cli, "train", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(f"train --data {workspace}/shapes --out {tmp_path}/run")
+    assert not (tmp_path / "run").exists()
