@@ -4,6 +4,8 @@ Tensors go into safetensors and everything else into JSON, so loading a file nev
 A file is written beside its place, flushed to the disk, and moved: whoever is interrupted leaves
 the old file or the new one, never half of either. A training state is a pair of files; its JSON is
 written last and carries the sha256 of the tensors, which no format checks by itself.
+
+Shown in: book/running.md
 """
 
 from __future__ import annotations
@@ -184,7 +186,17 @@ def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 def restore_optimizer(
     name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what :func:`flatten_optimizer` returned."""
+    """Put back what :func:`flatten_optimizer` returned.
+
+    Parameters
+    ----------
+    name
+        The name it was flattened under.
+    optimizer
+        A fresh one of the same kind, for the same parameters.
+    tensors
+        What was saved; what belongs to others is left alone.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         kind, *rest = full_name.split(".")

@@ -337,30 +337,23 @@ def samples_png(method: Method, config: dict, test_images: ImageSet) -> bytes:
     A method that draws shows drawings. One that only reads shows the first test images it reads
     as each class, mistakes included.
     """
+    from semigen_lib.plotting import grid_png  # matplotlib: imported only where used
+
     names = config["class_names"]
     labels = torch.arange(len(names)).repeat_interleave(SHOWN_PER_CLASS)
     seed_everything(config["seed"])
     if method.draws_on_request:
-        return grid_png(draw(method, labels), SHOWN_PER_CLASS, names)
+        return grid_png(draw(method, labels), columns=SHOWN_PER_CLASS, row_titles=names)
     if method.draws:
-        return grid_png(draw(method, torch.full_like(labels, UNLABELED)), SHOWN_PER_CLASS)
+        anything = torch.full_like(labels, UNLABELED)
+        return grid_png(draw(method, anything), columns=SHOWN_PER_CLASS)
     read = class_probabilities(method, test_images.images).argmax(1)
     blank = torch.zeros(SHOWN_PER_CLASS, *test_images.images.shape[1:], dtype=torch.uint8)
     rows = [
         torch.cat([test_images.images[read == label][:SHOWN_PER_CLASS], blank])[:SHOWN_PER_CLASS]
         for label in range(len(names))
     ]
-    return grid_png(torch.cat(rows), SHOWN_PER_CLASS, names)
-
-
-def grid_png(images: Tensor, columns: int, row_titles: Sequence[str] | None = None) -> bytes:
-    """Return uint8 images ``(N, C, H, W)`` as one PNG picture."""
-    from semigen_lib.plotting import show_images  # matplotlib: imported only where used
-
-    figure = show_images(images, columns=columns, row_titles=row_titles).figure
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return grid_png(torch.cat(rows), columns=SHOWN_PER_CLASS, row_titles=names)
 
 
 def load_run(folder: Path, device: str) -> tuple[Method, dict]:
@@ -398,10 +391,13 @@ def run_sample(options: argparse.Namespace) -> None:
     seed_everything(options.seed)
     images = draw(method, labels)
     if options.out.suffix == ".png":
+        from semigen_lib.plotting import grid_png  # matplotlib: imported only where used
+
         titles = [names[k] for k in asked] if method.draws_on_request else None
         if len(asked) == 1:  # a single class fills a block rather than a line
             titles, columns = None, math.ceil(math.sqrt(options.per_class))
-        write_atomically(options.out, grid_png(images, columns, titles))
+        picture = grid_png(images, columns=columns, row_titles=titles)
+        write_atomically(options.out, picture)
         return
     plain = images.squeeze(1) if images.shape[1] == 1 else images
     buffer = io.BytesIO()

@@ -2,6 +2,8 @@
 
 ``load_images`` (from ``sources``) gives a data set with every label. ``split_labels`` keeps a few
 labels of it and forgets the others, and ``BatchStream`` turns the split into batches.
+
+Shown in: book/01_semi_supervised_learning.ipynb
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
 """What is wrong with this training? Small tests, each of which knows one bug by its trace.
 
-Every ``find_*`` function looks at one thing and returns None, or one line: the likely bug, a
-colon, and the evidence. They experiment on copies and leave method, weights and torch's generators
-as they were. :func:`diagnose` runs them all. Silence proves nothing, but a finding is worth reading.
-
-Shown in: book/05_training_loop.ipynb
+Every ``find_*`` function looks at one thing and returns None or one line: the likely bug, a colon,
+the evidence. They experiment on copies, and leave the method and torch's generators as they were.
+:func:`diagnose` runs them all. Silence proves nothing; a finding is worth reading.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,165 +22,212 @@ from semigen_lib.runtime import rng_state, set_rng_state
 
 __all__ = [
     "HeadStart",
-    "Step",
     "diagnose",
     "find_companions",
     "find_extra_labels",
     "find_frozen_player",
     "find_inverted_targets",
     "find_missing_detach",
-    "find_moved_opponent",
-    "find_piled_gradients",
-    "find_repeated_batch",
     "find_squashed_logits",
     "find_vanishing_gradient",
     "find_wrong_range",
     "head_starts",
 ]
 
-#: What ``training.training_step`` is; a loop of one's own has to look like it to be diagnosed.
-Step = Callable[[Method, Batch, Mapping[str, torch.optim.Optimizer]], object]
 
-
-def diagnose(
-    method: Method,
-    split: LabelSplit,
-    *,
-    stream: BatchStream | None = None,
-    step: Step | None = None,
-    seed: int = 0,
-) -> list[str]:
+def diagnose(method: Method, split: LabelSplit, stream: BatchStream | None = None) -> list[str]:
     """Run every test that applies and return the findings; an empty list is good news.
 
     Parameters
     ----------
     method
-        Trained or not; the game between its players is tried out from fresh weights.
+        Trained or not; its game is tried out from fresh weights.
     split
-        What the method may know: its images, and no more labels than it has.
+        What it may know: the images, and no more labels than these.
     stream
-        Where batches really come from: any object whose ``at(step)`` gives a ``Batch``. None is
-        the stream that ``train`` would use.
-    step
-        The training step of a loop of one's own, to be tested as well.
-    seed
-        Of the batches and of all noise.
+        Where batches really come from, anything with ``at(step)``; None is what ``train`` uses.
 
     Shown in: book/05_training_loop.ipynb
     """
     config, device = method.config, next(method.parameters()).device
     sizes = {"batch_size": config.batch_size, "labeled_batch_size": config.labeled_batch_size}
-    stream = stream or BatchStream(split, **sizes, seed=seed, device=device)
+    stream = stream or BatchStream(split, **sizes, device=device)
     batch = stream.at(0)
     findings = [
-        find_wrong_range(batch.images),
-        find_repeated_batch(stream),
+        find_wrong_range(torch.cat([batch.images, batch.labeled_images])),
         find_extra_labels(stream, split.n_labeled),
         find_frozen_player(method, batch),
-        find_missing_detach(method, batch),
+        behind := find_missing_detach(method, batch),
     ]
-    with _set_aside(method) as probe, torch.no_grad():
+    if not behind:  # else a term that runs behind its player would pass for a move in the game
+        starts = head_starts(method, stream)
+        findings += [find_inverted_targets(starts), find_vanishing_gradient(starts)]
+    with _copy_of(method) as probe, torch.no_grad():
         read = probe.eval().predict if probe.reads else getattr(probe, "reconstruct", None)
         findings.append(find_squashed_logits(read(batch.images)) if probe.reads else None)
         findings.append(find_companions(read, batch.images) if read else None)
-    starts = head_starts(method, stream)
-    findings += [find_inverted_targets(starts), find_vanishing_gradient(starts)]
-    if step is not None:
-        findings += [find_piled_gradients(step, method, batch)]
-        findings += [find_moved_opponent(step, method, batch)]
     return [finding for finding in findings if finding]
 
 
 def find_wrong_range(images: Tensor) -> str | None:
-    """Look for images that are not in [0, 1], or fill almost nothing of it: scaled twice."""
+    """Look for images that leave [0, 1], or fill next to nothing of it: scaled twice."""
     low, high = images.min().item(), images.max().item()
     if low >= 0 and 0.05 < high <= 1:
         return None
     return f"wrong input range: expected images that fill [0, 1], got {low:.3g} to {high:.3g}"
 
 
-def find_repeated_batch(stream: BatchStream) -> str | None:
-    """Look for a stream that does not move on."""
-    if not torch.equal(stream.at(0).images, stream.at(1).images):
+def find_extra_labels(stream: BatchStream, n_labeled: int, steps: int = 100) -> str | None:
+    """Count the different labelled images of the first steps; they must not be augmented."""
+    batches = [stream.at(step).labeled_images.cpu().numpy() for step in range(steps)]
+    n_seen = len({image.tobytes() for batch in batches for image in batch})
+    if n_seen <= n_labeled:
         return None
-    return "repeated batch: steps 0 and 1 see the very same images in the same order"
-
-
-def find_extra_labels(stream: BatchStream, n_labeled: int, most_steps: int = 200) -> str | None:
-    """Count different labelled images over two rounds of them; images must not be augmented."""
-    seen: set[bytes] = set()
-    for step in range(most_steps):
-        images = stream.at(step).labeled_images.cpu().numpy()
-        seen.update(image.tobytes() for image in images)
-        if len(seen) > n_labeled:
-            counts = f"{len(seen)} different labelled images after {step + 1} steps"
-            return f"label leak: {counts}, of which {n_labeled} should have a label"
-        if (step + 1) * len(images) >= 2 * n_labeled:
-            break
-    return None
+    return f"label leak: expected {n_labeled} labelled images, got {n_seen} in {steps} steps"
 
 
 def find_squashed_logits(class_logits: Tensor) -> str | None:
-    """Look for probabilities where logits ``(B, K)`` belong: their loss has a floor above 0."""
-    n_classes, total = class_logits.shape[1], class_logits.sum(1)
-    if (class_logits < 0).any() or (total - 1).abs().max() > 1e-3:
+    """Look for probabilities where logits ``(B, K)`` belong: cross-entropy then has a floor."""
+    if class_logits.min() < 0 or (class_logits.sum(1) - 1).abs().max() > 1e-3:
         return None
-    floor = torch.tensor(1 + (n_classes - 1) / torch.e).log().item()
-    return f"double softmax: the logits are probabilities; no loss below {floor:.4f} can be reached"
+    floor = math.log(1 + (class_logits.shape[1] - 1) / math.e)
+    return f"double softmax: logits are probabilities, so no loss can get below {floor:.4f}"
 
 
 def find_companions(read: Callable[[Tensor], Tensor], images: Tensor) -> str | None:
-    """Ask whether what is read in an image depends on the other images of the batch.
+    """Ask whether what is read in an image depends on the other images of its batch.
 
-    Parameters
-    ----------
-    read
-        Maps ``(B, C, H, W)`` to ``(B, ...)``, as it is used when predicting.
-    images
-        In [0, 1]. They are read alone, and together with their negatives.
+    ``read`` maps images ``(B, C, H, W)`` in [0, 1] to ``(B, ...)``, the way it is used to predict.
+    It gets them alone, and then in the company of their negatives.
     """
     alone = read(images)
     moved = (read(torch.cat([images, 1 - images]))[: len(images)] - alone).abs().max().item()
     if moved <= 0.01 * alone.abs().max().item():
         return None
-    return f"batch norm in the wrong mode: other images in the batch move an output by {moved:.3g}"
+    return f"batch norm in the wrong mode: other images in the batch move outputs by {moved:.2g}"
 
 
 def find_frozen_player(method: Method, batch: Batch) -> str | None:
-    """Look for a player whose terms do not depend on its own weights."""
-    with _set_aside(method) as probe:
+    """Look for a player whose objective does not depend on its own weights."""
+    with _copy_of(method) as probe:
         for player, terms in probe.updates(batch):
-            if _gradient_norm(probe, player, terms) == 0:
+            if not _pull(probe.objective(terms), probe.parameters_of(player)):
                 return f"frozen player: no gradient of {', '.join(terms)} reaches the {player}"
     return None
 
 
 def find_missing_detach(method: Method, batch: Batch) -> str | None:
-    """Look for a term that runs backwards through its player's networks into another player.
+    """Look for a term that runs backwards through its player into an opponent behind it.
 
-    A term may pass through the opponent on its way to the player: that is how a generator learns.
-    It has no business behind the player, unless the other one minimises the same term.
+    A term may pass through an opponent to reach its player: that is how generators learn. It has
+    no business behind its player, unless the other one minimises the same term.
     """
-    with _set_aside(method) as probe:
+    with _copy_of(method) as probe:
         inputs: dict[str, list[Tensor]] = {player: [] for player in probe.players}
-        for player, names in probe.players.items():
-            for name in names:
-                getattr(probe, name).register_forward_pre_hook(
-                    lambda _, got, player=player: inputs[player].extend(
-                        x for x in got if isinstance(x, Tensor) and x.requires_grad
-                    )
-                )
-        updates = list(probe.updates(batch))
-        for player, terms in updates:
-            for name, term in _exclusive(updates, player).items():
-                slopes = _slopes(term, inputs[player])
-                for other in set(probe.players) - {player}:
-                    pairs = [(x, s) for x, s in zip(inputs[player], slopes) if s is not None]
-                    for x, slope in pairs:
-                        norm = _norm(_slopes(x, probe.parameters_of(other), slope))
-                        if norm > 0:
-                            return (
-                                f"missing detach: {player}'s term {name} reaches back into "
-                                f"the {other} with a gradient of {norm:.2g}"
-                            )
+        owner = {getattr(probe, name): p for p in probe.players for name in probe.players[p]}
+        for network in owner:  # remember what it gets from somebody who learns
+            network.register_forward_pre_hook(
+                lambda net, got: inputs[owner[net]].extend(x for x in got if x.requires_grad)
+            )
+        for player, name, term in _own_terms(probe, batch):
+            for other in set(probe.players) - {player}:
+                weights = probe.parameters_of(other)
+                made = [x for x in inputs[player] if _pull(x.square().sum(), weights)]
+                if _pull(term, made):
+                    reach = f"pulls at the {other} behind it, by {_pull(term, weights):.2g}"
+                    return f"missing detach: the {player}'s term {name} {reach}"
     return None
+
+
+class HeadStart(NamedTuple):
+    """What became of a follower's term, and of its gradient, while the leader trained alone."""
+
+    leader: str
+    follower: str
+    term: str
+    before: float
+    gradient_before: float  # Euclidean norm over the follower's weights
+    after: float
+    gradient_after: float
+
+
+def head_starts(method: Method, stream: BatchStream, steps: int = 50) -> list[HeadStart]:
+    """Let each player train alone, from fresh weights, and see what that does to the others.
+
+    There is one entry for each term that passes through the leader on its way to a follower.
+
+    Shown in: book/05_training_loop.ipynb
+    """
+    found = []
+    for leader in method.players if len(method.players) > 1 else ():
+        with _copy_of(method) as probe:
+            for module in probe.modules():
+                getattr(module, "reset_parameters", lambda: None)()
+            own = probe.parameters_of(leader)
+            optimizer = torch.optim.Adam(own)
+            before = _pressures(probe, stream.at(0), leader)
+            for step in range(steps if before else 0):
+                for player, terms in probe.updates(stream.at(step)):
+                    if player == leader:
+                        optimizer.zero_grad()
+                        probe.objective(terms).backward(inputs=own, retain_graph=True)
+                        optimizer.step()
+            after = _pressures(probe, stream.at(0), leader, before)
+        found += [HeadStart(leader, *key, *before[key], *after[key]) for key in before]
+    return found
+
+
+def find_inverted_targets(starts: Sequence[HeadStart]) -> str | None:
+    """Look for a follower who wants what its leader wants: in a game, it would be worse off."""
+    for leader, follower, term, _, _, after, _ in starts:
+        if 0 <= after < 0.05:
+            story = f"the {leader} trained alone, and {term} of the {follower}"
+            return f"inverted targets: {story} is {after:.4f}: nobody plays against it"
+    return None
+
+
+def find_vanishing_gradient(starts: Sequence[HeadStart]) -> str | None:
+    """Look for a follower who cannot learn any more once its leader is ahead."""
+    for leader, follower, term, _, slope_before, after, slope_after in starts:
+        if slope_after < 0.1 * slope_before and not 0 <= after < 0.05:
+            story = f"{slope_before:.2g} to {slope_after:.2g} when the {leader} is ahead"
+            return f"vanishing gradient: {term} of the {follower} falls from {story}"
+    return None
+
+
+@contextmanager
+def _copy_of(method: Method) -> Iterator[Method]:
+    """Give a copy in training mode; afterwards torch's generators are as they were."""
+    state = rng_state()
+    try:
+        yield copy.deepcopy(method).train()
+    finally:
+        set_rng_state(state)
+
+
+def _own_terms(method: Method, batch: Batch) -> list[tuple[str, str, Tensor]]:
+    """List (player, name, term) of the terms that no other player has too."""
+    terms = {(name, p): term for p, terms in method.updates(batch) for name, term in terms.items()}
+    names = [name for name, _ in terms]
+    return [(player, name, t) for (name, player), t in terms.items() if names.count(name) == 1]
+
+
+def _pressures(
+    method: Method, batch: Batch, leader: str, keys: Container = ()
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Map (follower, term) to value and gradient, for terms through the leader or among keys."""
+    torch.manual_seed(0)  # the same noise before and after
+    return {
+        (player, name): (term.item(), _pull(term, method.parameters_of(player)))
+        for player, name, term in _own_terms(method, batch)
+        if player != leader
+        and ((player, name) in keys or _pull(term, method.parameters_of(leader)))
+    }
+
+
+def _pull(output: Tensor, at: Sequence[Tensor]) -> float:
+    """Euclidean norm of the gradient of a scalar; 0 where it depends on none of the tensors."""
+    if not at or not output.requires_grad:
+        return 0.0
+    slopes = torch.autograd.grad(output, at, retain_graph=True, allow_unused=True)
+    return math.sqrt(sum(slope.square().sum().item() for slope in slopes if slope is not None))

@@ -26,7 +26,14 @@ __all__ = [
 def class_probabilities(method: Method, images: Tensor, batch_size: int = 500) -> Tensor:
     """Return ``(N, K)`` float32 probabilities on the CPU for uint8 images ``(N, C, H, W)``.
 
-    The method is used in evaluation mode and left in the mode it was in.
+    Parameters
+    ----------
+    method
+        A method that reads; used in evaluation mode and left in the mode it was in.
+    images
+        uint8 ``(N, C, H, W)``.
+    batch_size
+        Images at a time; it changes memory and speed only.
 
     Raises
     ------
@@ -83,6 +90,8 @@ def reconstruction_error(method: Method, images: Tensor, batch_size: int = 500) 
         A method that reconstructs; used in evaluation mode and left in the mode it was in.
     images
         uint8 ``(N, C, H, W)``.
+    batch_size
+        Images at a time; it changes memory and speed only.
 
     Shown in: book/02_autoencoder.ipynb
     """
@@ -108,6 +117,8 @@ def draw(method: Method, labels: Tensor, batch_size: int = 500) -> Tensor:
         A method that draws; used in evaluation mode and left in the mode it was in.
     labels
         ``(N,)`` int64: the class to draw, or UNLABELED for any.
+    batch_size
+        Images at a time; it changes memory and speed only.
 
     Shown in: book/04_combined_objective.ipynb
     """

@@ -26,6 +26,7 @@ __all__ = [
     "CYCLE",
     "PlotError",
     "explore",
+    "grid_png",
     "plot_history",
     "plot_intervals",
     "plot_points",
@@ -70,7 +71,7 @@ class PlotError(ValueError):
 def use_style() -> None:
     """Set matplotlib's defaults for the whole book (five inches wide, readable on a phone).
 
-    Shown in: book/01_semi_supervised_learning
+    Shown in: book/01_semi_supervised_learning.ipynb
     """
     plt.rcParams.update(
         {
@@ -141,7 +142,7 @@ def show_images(
     PlotError
         For another shape, values outside the range, or a wrong number of titles.
 
-    Shown in: book/01_semi_supervised_learning
+    Shown in: book/01_semi_supervised_learning.ipynb
     """
     tiles = _as_images(images)
     columns = min(_positive(columns, "columns"), len(tiles))
@@ -184,6 +185,28 @@ def show_images(
     return ax
 
 
+def grid_png(
+    images,
+    *,
+    columns: int = 10,
+    row_titles: Sequence[str] | None = None,
+) -> bytes:
+    """Return images as one PNG picture, and leave no figure behind.
+
+    Parameters
+    ----------
+    images, columns, row_titles
+        As in `show_images`.
+
+    Shown in: book/running.md
+    """
+    figure = show_images(images, columns=columns, row_titles=row_titles).figure
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    plt.close(figure)
+    return content.getvalue()
+
+
 def plot_history(
     history: Mapping[str, Sequence[float]],
     terms: Sequence[str] | None = None,
@@ -200,6 +223,8 @@ def plot_history(
         `"step"` and one list per term, all of one length.
     terms : sequence of str, optional
         Which terms, in this order; by default all.
+    ax : Axes, optional
+        Where to draw.
     smooth : int
         Draw running means over this many recorded steps, and the values themselves faintly.
     log : bool
@@ -210,7 +235,7 @@ def plot_history(
     PlotError
         For an unknown term or a term of another length than `"step"`.
 
-    Shown in: book/02_autoencoder
+    Shown in: book/02_autoencoder.ipynb
     """
     if "step" not in history:
         raise PlotError(f'expected a history with "step", got {", ".join(history) or "none"}')
@@ -265,6 +290,10 @@ def plot_intervals(
         The interval is mean ± half_width (for example from `evaluation.mean_interval`).
     points : sequence of G sequences, optional
         The single values, one per seed.
+    ax : Axes, optional
+        Where to draw.
+    xlabel : str
+        What the values are.
     percent : bool
         The values are fractions; write them as percentages.
     colors : sequence of G colours, optional
@@ -275,7 +304,7 @@ def plot_intervals(
     PlotError
         Where the lengths differ or a half width is negative.
 
-    Shown in: book/04_combined_objective
+    Shown in: book/04_combined_objective.ipynb
     """
     mean, half_width = _array(mean).astype(float), _array(half_width).astype(float)
     _same_length(mean, len(names), "means (one per name)")
@@ -324,6 +353,10 @@ def plot_sweep(
         The swept values, marked on the axis one by one.
     curves : mapping
         Name to `(mean, half_width)`, both (X,), or name to means alone.
+    ax : Axes, optional
+        Where to draw.
+    xlabel, ylabel : str
+        What is swept, and what comes of it.
     log_x, percent : bool
         Logarithmic x axis; fractions written as percentages.
     colors : mapping, optional
@@ -334,7 +367,7 @@ def plot_sweep(
     PlotError
         Where a curve has another length than `x`.
 
-    Shown in: book/04_combined_objective
+    Shown in: book/04_combined_objective.ipynb
     """
     x = _array(x).astype(float)
     if log_x and x.min() <= 0:
@@ -377,10 +410,13 @@ def plot_points(
     Parameters
     ----------
     points : array (N, 2)
+        Where they lie.
     labels : array (N,)
         Integer classes, -1 where unknown (grey).
     labeled_mask : array (N,) of bool, optional
         The points whose label the learner has; by default, where some labels are -1, all others.
+    ax : Axes, optional
+        Where to draw.
     class_names : sequence of str, optional
         Written at the middle of each class.
 
@@ -389,7 +425,7 @@ def plot_points(
     PlotError
         For another shape, or a label that is not an integer of at least -1.
 
-    Shown in: book/01_semi_supervised_learning
+    Shown in: book/01_semi_supervised_learning.ipynb
     """
     points, labels = _points(points, labels)
     known = labels != _UNLABELED
@@ -437,14 +473,19 @@ def show_code_space(
     Parameters
     ----------
     codes : array (N, 2)
+        Where the images lie.
     labels : array (N,)
         Integer classes, -1 where unknown.
     images : array (N, C, H, W), optional
         Thumbnails: of each cell of a `cells` × `cells` raster, the image nearest to its middle.
     class_names : sequence of str, optional
         By default the numbers of the classes.
+    ax : Axes, optional
+        Where to draw.
+    cells : int
+        Thumbnails in a row of the raster.
 
-    Shown in: book/02_autoencoder
+    Shown in: book/02_autoencoder.ipynb
     """
     codes, labels = _points(codes, labels)
     names = class_names or [str(i) for i in range(max(0, labels.max()) + 1)]
@@ -504,7 +545,7 @@ def explore(
     PlotError
         For fewer than two frames, frames of several sizes, repeated titles, or more than 400 kB.
 
-    Shown in: book/02_autoencoder
+    Shown in: book/02_autoencoder.ipynb
     """
     import ipywidgets as widgets
 

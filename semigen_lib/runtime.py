@@ -1,4 +1,7 @@
-"""Where and how precisely to compute: device, seeds, number format."""
+"""Where and how precisely to compute: device, seeds, number format.
+
+Shown in: book/05_training_loop.ipynb, book/running.md
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Everything is converted once, on loading, to square ``uint8`` images with one or three channels, so
 that nothing after this module asks where an image came from. A new data set is one row of ``_SETS``
 or one function, and its test. What cannot be read or does not add up is one ``DataError`` line.
+
+Shown in: book/01_semi_supervised_learning.ipynb, book/running.md
 """
 
 from __future__ import annotations
@@ -28,6 +30,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+__all__ = [
+    "ASSETS",
+    "UNLABELED",
+    "DataError",
+    "ImageData",
+    "ImageSet",
+    "list_folder",
+    "load_images",
+    "read_images",
+    "source_names",
+    "whole_number",
+]
+
 UNLABELED = -1
 """Label of an image whose class is unknown or hidden."""
 
@@ -41,7 +56,17 @@ class DataError(ValueError):
 
 
 def whole_number(value: object, name: str, minimum: int) -> int:
-    """Return ``value`` as an int if it is one of at least ``minimum``, else raise ``DataError``."""
+    """Return a value as an int if it is one of at least a minimum, else raise ``DataError``.
+
+    Parameters
+    ----------
+    value : object
+        Anything; NumPy's integers are whole numbers, booleans are not.
+    name : str
+        What the value is, for the message.
+    minimum : int
+        The smallest that is accepted.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < minimum:
         raise DataError(f"expected {name} to be a whole number >= {minimum}, got {value!r}")
     return int(value)

@@ -277,7 +277,9 @@ def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
     Parameters
     ----------
     window
-        The named terms of each step, the last being those of step ``step`` (counted from 1).
+        The named terms of each step.
+    step
+        The number of the last of these steps, counted from 1.
 
     Raises
     ------

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TOP_LEVEL = {
     *("book", "semigen_lib", "tests", ".ci", ".github"),
-    *("_config.yml", "_toc.yml", "Makefile", "pyproject.toml", "requirements.txt", ".gitignore"),
+    *("_config.yml", "_toc.yml", "Makefile", "pyproject.toml", "requirements.txt"),
+    *(".gitattributes", ".gitignore"),
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff"),
 }
 REPOSITORY = PROJECT["project"]["urls"]["Repository"]

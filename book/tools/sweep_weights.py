@@ -41,8 +41,9 @@ SWEEP = {
     "reconstruction": (0.0, 3.0, 10.0, 30.0, 100.0),
     "real_fake": (0.0, 0.5, 2.0, 8.0),
     "adversarial": (0.0, 0.5, 2.0, 8.0),
-    "request": (0.0, 0.1, 0.3, 1.0, 3.0),
+    "request": (0.0, 0.1, 0.3, 1.0),
     "classification": (0.0, 0.3, 1.0, 3.0),
+    "information": (0.0, 0.2, 0.6, 2.0),
 }
 SMALL = {"width": 8, "batch_size": 32, "labeled_batch_size": 16}
 READER = {"width": 16, "labeled_batch_size": 64}
@@ -106,7 +107,7 @@ def sheet_row(method: Method) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of each run")
+    parser.add_argument("--steps", type=int, default=800, help="training steps of each run")
     parser.add_argument("--reader-steps", type=int, default=2000, help="... of the reader")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of table and picture")
     options = parser.parse_args()

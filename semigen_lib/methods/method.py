@@ -1,4 +1,7 @@
-"""The contract between a method and the training loop."""
+"""The contract between a method and the training loop.
+
+Shown in: book/05_training_loop.ipynb
+"""
 
 from __future__ import annotations
 
