@@ -233,10 +233,11 @@ def run_train(options: argparse.Namespace) -> None:
         check_same(read_json(out / "config.json"), config)
         if not has_state:  # it was killed in its first half minute
             say("no training state was saved yet: the run begins anew")
-    for note in data.notes:
-        say(note)
+    notes = () if options.resume else data.notes
     del data  # from here on no hidden label is in memory
     with claimed(out, config):
+        for note in notes:
+            say(note)
         history = train(
             method,
             split,

@@ -24,7 +24,7 @@ class GraphError(ValueError):
 
 
 @torch.no_grad()
-def nearest_neighbors(features: Tensor, k: int, *, block: int = 4096) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(features: Tensor, k: int, *, block: int = 2048) -> tuple[Tensor, Tensor]:
     """Find the k nearest other points of every point, by comparing all pairs.
 
     Distances come from matrix products, one block of pairs at a time, so memory stays at about

@@ -26,6 +26,7 @@ __all__ = [
     "prior_loss",
     "real_probability",
     "reconstruction_loss",
+    "squared_class_loss",
 ]
 
 
@@ -59,6 +60,8 @@ class TargetCode:
 
         If ``real == fake`` the best discriminator is constant; if ``generator == fake`` the
         generator helps the discriminator do what it already wants. Either way nobody plays.
+        Without this there is no game; with it there is one, which need not end at the data: a
+        generator that aims below ``real`` turns back where its target is reached.
         """
         return self.real != self.fake and self.generator != self.fake
 
@@ -148,6 +151,27 @@ def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
+def squared_class_loss(class_scores: Tensor, labels: Tensor) -> Tensor:
+    """Half the squared distance of class scores from the one-hot label, averaged over the batch.
+
+    With K+1 classes, the last one being "generated", and targets that depend on where an image
+    came from and on who plays, this is the article's formula with a vector for y. For K = 1 and
+    scores that sum to 1 it is twice :func:`least_squares_loss`.
+
+    Parameters
+    ----------
+    class_scores
+        ``(B, K)`` or ``(B, K+1)``, unbounded, or probabilities.
+    labels
+        ``(B,)`` int64, the column that shall be 1; every image must have one.
+
+    Source: Mao et al. 2017, equation 2, one coordinate per class.
+    Shown in: book/03_gan_loss.ipynb
+    """
+    target = F.one_hot(labels, class_scores.shape[1])
+    return 0.5 * (class_scores - target).square().sum(1).mean()
+
+
 def brier_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
     """Half the squared distance of class probabilities from the one-hot label, batch average.
 
@@ -162,8 +186,7 @@ def brier_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
 
     Source: Brier 1950. Shown in: book/03_gan_loss.ipynb
     """
-    target = F.one_hot(labels, class_logits.shape[1])
-    return 0.5 * (class_logits.softmax(1) - target).square().sum(1).mean()
+    return squared_class_loss(class_logits.softmax(1), labels)
 
 
 def real_probability(class_logits: Tensor) -> Tensor:

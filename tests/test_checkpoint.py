@@ -1,4 +1,4 @@
-"""Files that survive: whoever is interrupted finds the old file or the new one, never half of one."""
+"""Files that survive: an interruption leaves the old file or the new one, never half of one."""
 
 import builtins
 import hashlib
@@ -251,9 +251,7 @@ def test_last_two_states_are_kept(tmp_path) -> None:
 
 def test_tensors_are_written_before_the_json_that_vouches_for_them(tmp_path, monkeypatch) -> None:
     order, real = [], os.replace
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (order.append(Path(b).suffix), real(a, b))[1]
-    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(Path(b).suffix), real(a, b))[1])
     save(tmp_path, 1)
     assert order == [".safetensors", ".json"]
 

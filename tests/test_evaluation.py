@@ -54,7 +54,7 @@ def test_probabilities_do_not_depend_on_batches(name, batch_size, make_method, t
     got = class_probabilities(method, images, batch_size)
     assert got.shape == (20, 10) and got.dtype == torch.float32 and not got.requires_grad
     torch.testing.assert_close(got.sum(1), torch.ones(20))
-    assert 0 <= got.min()
+    assert got.min() >= 0
     torch.testing.assert_close(got, class_probabilities(method, images, 500))
 
 
@@ -67,7 +67,7 @@ def test_probabilities_are_the_softmax_in_evaluation_mode(make_method, tiny_data
 
 @pytest.mark.parametrize("function", [class_probabilities, reconstruction_error])
 def test_uint8_is_what_they_take(function, make_method) -> None:
-    with pytest.raises(ValueError, match="expected uint8 images, got torch.float32"):
+    with pytest.raises(ValueError, match=r"expected uint8 images, got torch\.float32"):
         function(make_method("combined"), torch.rand(2, 1, 28, 28))
 
 
@@ -118,9 +118,7 @@ def test_reconstruction_error_by_hand(name, make_method, tiny_data) -> None:
 def test_draw_rounds_to_the_nearest_of_256_levels(make_method, monkeypatch) -> None:
     method = make_method("combined")
     values = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 0.5, 254.4 / 255, 254.6 / 255, 1.0])
-    monkeypatch.setattr(
-        method, "generate", lambda labels: values.expand(len(labels), 1, 1, 7)
-    )
+    monkeypatch.setattr(method, "generate", lambda labels: values.expand(len(labels), 1, 1, 7))
     images = draw(method, torch.tensor([1, 2]))
     assert images.dtype == torch.uint8 and images.shape == (2, 1, 1, 7)
     assert images[0].flatten().tolist() == [0, 0, 1, 128, 254, 255, 255]

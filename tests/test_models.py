@@ -28,8 +28,24 @@ def count(module: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("side", "halvings"),
-    [(4, 0), (5, 0), (6, 0), (7, 0), (8, 1), (14, 1), (16, 2), (20, 2), (28, 2)]
-    + [(32, 3), (40, 3), (48, 3), (56, 3), (64, 4), (96, 4), (128, 5)],
+    [
+        (4, 0),
+        (5, 0),
+        (6, 0),
+        (7, 0),
+        (8, 1),
+        (14, 1),
+        (16, 2),
+        (20, 2),
+        (28, 2),
+        (32, 3),
+        (40, 3),
+        (48, 3),
+        (56, 3),
+        (64, 4),
+        (96, 4),
+        (128, 5),
+    ],
 )
 def test_halvings(side, halvings) -> None:
     assert count_halvings((1, side, side)) == halvings
@@ -63,7 +79,7 @@ def test_decoder(shape) -> None:
     latent = 5 * torch.randn(3, 6)
     images = Decoder(shape, 6, width=8)(latent)
     assert images.shape == (3, *shape) and images.dtype == torch.float32
-    assert 0 <= images.min() and images.max() <= 1
+    assert images.min() >= 0 and images.max() <= 1
     images = Decoder(shape, 6, 4, width=8)(latent, one_hot(torch.tensor([0, 1, 3]), 4))
     assert images.shape == (3, *shape)
 

@@ -325,7 +325,7 @@ def test_damaged_newest_state_is_passed_over_with_a_warning(
 
 
 def test_nothing_to_resume_from_is_refused(make_method, tiny_split, tmp_path) -> None:
-    with pytest.raises(CheckpointError, match="expected a training state .*, got nothing"):
+    with pytest.raises(CheckpointError, match=r"expected a training state .*, got nothing"):
         run(make_method, tiny_split, states=tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"\Aresume: expected .*, got None\Z"):
         run(make_method, tiny_split, resume=True)
@@ -344,7 +344,9 @@ def test_a_finished_run_can_go_on_for_more_steps(make_method, tiny_split, tmp_pa
     assert history["step"] == [2, 4, 6, 8, 10]
 
 
-def test_without_a_folder_nothing_is_written(make_method, tiny_split, tmp_path, monkeypatch) -> None:
+def test_without_a_folder_nothing_is_written(
+    make_method, tiny_split, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run(make_method, tiny_split)
     assert not any(tmp_path.iterdir())
@@ -589,7 +591,8 @@ def test_hidden_labels_do_not_exist(name, make_method, mnist) -> None:
     final = {}
     for kind, which in (("true", hidden & False), ("poisoned", hidden), ("visible", ~hidden)):
         labels = torch.where(which, (mnist.train.labels + 1) % 10, mnist.train.labels)
-        data = ImageData("mnist", mnist.class_names, ImageSet(mnist.train.images, labels), mnist.test)
+        train_set = ImageSet(mnist.train.images, labels)
+        data = ImageData("mnist", mnist.class_names, train_set, mnist.test)
         split = split_labels(data, 100, 0)
         assert torch.equal(split.labeled_index, visible)
         final[kind] = run(make_method, split, name, steps=3)
