@@ -89,7 +89,7 @@ class TargetCode:
 LSGAN_CODE = TargetCode()
 
 
-def least_squares_loss(score: Tensor, target: float) -> Tensor:
+def least_squares_loss(score: Tensor, target: float | Tensor) -> Tensor:
     """Half the squared distance of scores from a target, averaged over the batch.
 
     The discriminator minimises this on real images with ``code.real`` plus this on generated
@@ -101,10 +101,17 @@ def least_squares_loss(score: Tensor, target: float) -> Tensor:
     score
         ``(B,)`` unbounded scores. A sigmoid before this loss would saturate it.
     target
-        One of the three numbers of a :class:`TargetCode`.
+        One of the three numbers of a :class:`TargetCode`, or ``(B,)``, one for each image.
+
+    Raises
+    ------
+    ValueError
+        If the target is a tensor of another shape (broadcasting would hide it).
 
     Source: Mao et al. 2017, equation 2. Shown in: book/03_gan_loss.ipynb
     """
+    if isinstance(target, Tensor) and target.shape != score.shape:
+        raise ValueError(f"target: expected shape {tuple(score.shape)}, got {tuple(target.shape)}")
     return 0.5 * (score - target).square().mean()
 
 

@@ -1,0 +1,365 @@
+"""Every term of every objective: by hand, at its limits, in its gradient, in its errors."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from semigen_lib import losses
+from semigen_lib.data import UNLABELED
+from semigen_lib.losses import (
+    IGNORED,
+    LSGAN_CODE,
+    TargetCode,
+    brier_loss,
+    classification_loss,
+    energy_margin_loss,
+    information_loss,
+    is_fake_loss,
+    is_real_loss,
+    least_squares_loss,
+    prior_loss,
+    real_probability,
+    reconstruction_loss,
+    squared_class_loss,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+LOGITS, LABELS = normal(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
+SOME = torch.tensor([0, IGNORED, 1, IGNORED, 2, 0])
+#: A call of each loss, as a function of what a network put out.
+CALLS = {
+    "brier_loss": (lambda v: brier_loss(v, LABELS), [LOGITS]),
+    "classification_loss": (lambda v: classification_loss(v, SOME), [LOGITS]),
+    "energy_margin_loss": (
+        lambda real, fake: energy_margin_loss(real, fake, 1.0),
+        [normal(5).square(), torch.tensor([0.2, 0.7, 1.4, 3.0], dtype=torch.float64)],
+    ),
+    "information_loss": (information_loss, [LOGITS]),
+    "is_fake_loss": (is_fake_loss, [LOGITS]),
+    "is_real_loss": (is_real_loss, [LOGITS]),
+    "least_squares_loss": (lambda v: least_squares_loss(v, 0.7), [normal(6)]),
+    "prior_loss": (prior_loss, [normal(5, 3)]),
+    "real_probability": (real_probability, [LOGITS]),
+    "reconstruction_loss": (
+        reconstruction_loss,
+        [normal(2, 1, 3, 3).sigmoid(), normal(2, 1, 3, 3, seed=1).sigmoid()],
+    ),
+    "squared_class_loss": (lambda v: squared_class_loss(v, LABELS), [LOGITS]),
+}
+each_loss = pytest.mark.parametrize("name", CALLS)
+SCALARS = sorted(set(CALLS) - {"real_probability"})
+
+
+def test_every_function_has_a_row() -> None:
+    functions = {name for name in losses.__all__ if callable(getattr(losses, name))}
+    assert set(CALLS) == functions - {"TargetCode", "LSGAN_CODE"}
+
+
+@each_loss
+def test_gradients_are_those_of_finite_differences(name) -> None:
+    function, inputs = CALLS[name]
+    leaves = [value.clone().requires_grad_() for value in inputs]
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_loss_is_a_finite_scalar_of_the_type_that_came_in(name) -> None:
+    function, inputs = CALLS[name]
+    for dtype in (torch.float32, torch.float64):
+        value = function(*(part.to(dtype) for part in inputs))
+        assert value.shape == () and value.dtype == dtype and value.isfinite()
+
+
+@pytest.mark.parametrize("name", sorted(set(SCALARS) - {"classification_loss"}))
+def test_a_loss_is_a_mean_over_the_batch(name) -> None:
+    """The same images twice are worth what they are worth once."""
+    function, inputs = CALLS[name]
+    doubled = [value.repeat(2, *[1] * (value.dim() - 1)) for value in inputs]
+    if name in ("brier_loss", "squared_class_loss"):
+        loss = getattr(losses, name)
+        assert loss(doubled[0], LABELS.repeat(2)).item() == pytest.approx(function(*inputs).item())
+    else:
+        assert function(*doubled).item() == pytest.approx(function(*inputs).item())
+
+
+# ---- least squares ----
+
+
+def test_least_squares_by_hand() -> None:
+    assert least_squares_loss(torch.tensor([1.0, 3.0]), 1.0).item() == 1.0  # (0 + 4) / 2 / 2
+    assert least_squares_loss(torch.tensor([0.5, 0.5]), 0.0).item() == 0.125
+
+
+def test_least_squares_pulls_harder_from_farther_and_never_saturates() -> None:
+    score = torch.tensor([-1000.0], requires_grad=True)
+    least_squares_loss(score, 1.0).backward()
+    assert score.grad.item() == -1001.0
+
+
+def test_every_image_may_have_a_target_of_its_own() -> None:
+    score, target = normal(6), normal(6, seed=1)
+    one_by_one = [least_squares_loss(score[i : i + 1], target[i].item()) for i in range(6)]
+    torch.testing.assert_close(least_squares_loss(score, target), torch.stack(one_by_one).mean())
+
+
+def test_targets_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^target: expected shape \(6,\), got \(6, 1\)$"):
+        least_squares_loss(normal(6), normal(6, 1))
+
+
+def test_the_usual_code_and_its_equilibrium() -> None:
+    assert TargetCode(real=1.0, fake=0.0, generator=1.0) == LSGAN_CODE
+    assert LSGAN_CODE.equilibrium() == (0.5, 0.25, 0.125)
+    assert TargetCode(1, -1, 0).equilibrium() == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "plays"),
+    [
+        (TargetCode(), True),
+        (TargetCode(1, -1, 0), True),
+        (TargetCode(0, 1, 0), True),  # the other way up
+        (TargetCode(1, 1, 1), False),  # as printed
+        (TargetCode(0.3, 0.3, 0.3), False),
+        (TargetCode(0, 0, 1), False),  # the discriminator has nothing to tell apart
+        (TargetCode(1, 0, 0), False),  # the generator wants what the discriminator wants
+        (TargetCode(0, 1, 1), False),  # the article's code
+    ],
+)
+def test_what_is_a_game(code, plays) -> None:
+    assert code.is_adversarial is plays
+
+
+@pytest.mark.parametrize("code", [TargetCode(), TargetCode(1, -1, 0), TargetCode(0.2, 0.9, 3)])
+def test_the_optimal_score_is_where_the_loss_is_flat_and_least(code) -> None:
+    real = torch.tensor([0.0, 0.1, 0.5, 2.0, 1.0], dtype=torch.float64)
+    fake = torch.tensor([1.0, 0.3, 0.5, 0.1, 0.0], dtype=torch.float64)
+
+    def loss(score: torch.Tensor) -> torch.Tensor:
+        return (0.5 * (real * (score - code.real) ** 2 + fake * (score - code.fake) ** 2)).sum()
+
+    best = code.optimal_score(real, fake).requires_grad_()
+    loss(best).backward()
+    torch.testing.assert_close(best.grad, torch.zeros_like(best))
+    for offset in (-0.1, 0.1):
+        assert loss(best + offset) > loss(best)
+    assert best[0] == code.fake and best[-1] == code.real
+    ratio = (best - code.fake) / (code.real - best)  # equation 3.5 of the book
+    torch.testing.assert_close(ratio[1:4], (real / fake)[1:4])
+
+
+def test_the_equilibrium_is_the_loss_of_the_best_discriminator_at_equal_densities() -> None:
+    density = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    for code in (TargetCode(), TargetCode(2, -1, 0.5)):
+        score = code.optimal_score(density, density)
+        expected, discriminator, generator = code.equilibrium()
+        torch.testing.assert_close(score, torch.full_like(score, expected))
+        real = least_squares_loss(score, code.real)
+        fake = least_squares_loss(score, code.fake)
+        assert (real + fake).item() == pytest.approx(discriminator)
+        assert least_squares_loss(score, code.generator).item() == pytest.approx(generator)
+
+
+def test_with_one_target_a_flat_discriminator_leaves_no_gradient() -> None:
+    """The article's formula as printed: the best discriminator is y everywhere."""
+    code = TargetCode(1, 1, 1)
+    densities = normal(2, 7).square()
+    torch.testing.assert_close(code.optimal_score(*densities), torch.ones(7, dtype=torch.float64))
+    score = torch.ones(7, requires_grad=True)
+    least_squares_loss(score, code.generator).backward()
+    assert not score.grad.any()
+
+
+# ---- reconstruction ----
+
+
+def test_reconstruction_by_hand() -> None:
+    black, white = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    assert reconstruction_loss(black, white).item() == 1.0
+    assert reconstruction_loss(white, white).item() == 0.0
+    assert reconstruction_loss(black, 0.5 * white).item() == 0.25
+
+
+def test_reconstruction_refuses_what_broadcasting_would_hide() -> None:
+    with pytest.raises(
+        ValueError, match=r"^reconstructions: expected shape \(2, 1, 4, 4\), got \(1, 1, 4, 4\)$"
+    ):
+        reconstruction_loss(torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+
+
+# ---- classes ----
+
+
+def test_ignored_is_unlabeled() -> None:
+    assert IGNORED == UNLABELED
+
+
+def test_cross_entropy_by_hand_and_over_the_labelled_only() -> None:
+    flat = torch.zeros(3, 4)
+    assert classification_loss(flat, torch.tensor([0, 1, 2])).item() == pytest.approx(math.log(4))
+    labelled = SOME != IGNORED
+    expected = F.cross_entropy(LOGITS[labelled], SOME[labelled])
+    torch.testing.assert_close(classification_loss(LOGITS, SOME), expected)
+
+
+def test_without_any_label_the_loss_and_its_gradient_are_zero() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    loss = classification_loss(logits, torch.full((6,), IGNORED))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_squared_class_loss_by_hand() -> None:
+    scores = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+    assert squared_class_loss(scores, torch.tensor([0, 0])).item() == 0.375  # (0 + 1.5) / 2 / 2
+    assert squared_class_loss(scores[:1], torch.tensor([0])).item() == 0.0
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_with_one_class_it_is_twice_least_squares(label) -> None:
+    """Reading C with K = 1: columns "real" and "generated" that sum to 1."""
+    score = normal(9)
+    both = torch.stack([score, 1 - score], 1)
+    twice = squared_class_loss(both, torch.full((9,), label))
+    target = LSGAN_CODE.real if label == 0 else LSGAN_CODE.fake
+    torch.testing.assert_close(twice, 2 * least_squares_loss(score, target))
+
+
+def test_the_best_class_scores_are_the_shares_of_the_densities() -> None:
+    """Pointwise optimum with every label known: p(x, k) / (p + q), and q / (p + q)."""
+    densities = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)  # two classes, generated
+    share = (densities / densities.sum()).requires_grad_()
+    losses_of = [squared_class_loss(share[None], torch.tensor([k])) for k in range(3)]
+    sum(d * loss for d, loss in zip(densities, losses_of, strict=True)).backward()
+    torch.testing.assert_close(share.grad, torch.zeros_like(share))
+
+
+def test_brier_by_hand_and_between_its_limits() -> None:
+    assert brier_loss(torch.zeros(3, 2), torch.tensor([0, 1, 0])).item() == 0.25
+    sure = torch.tensor([[50.0, -50.0]])
+    assert brier_loss(sure, torch.tensor([0])).item() == 0.0
+    assert brier_loss(sure, torch.tensor([1])).item() == 1.0
+
+
+def test_brier_is_proper() -> None:
+    """In the mean over labels, the true probabilities are the best to say."""
+    truth = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
+    logits = truth.log().requires_grad_()
+    sum(p * brier_loss(logits[None], torch.tensor([k])) for k, p in enumerate(truth)).backward()
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("loss", [brier_loss, squared_class_loss])
+def test_squares_need_every_label(loss) -> None:
+    with pytest.raises(RuntimeError):
+        loss(LOGITS, SOME)
+
+
+# ---- K+1 classes with cross-entropy ----
+
+
+def test_k_plus_one_is_cross_entropy_with_one_more_logit_of_zero() -> None:
+    n_classes = LOGITS.shape[1]
+    all_logits = torch.cat([LOGITS, LOGITS.new_zeros(len(LOGITS), 1)], 1)
+    probs = all_logits.softmax(1)
+    torch.testing.assert_close(real_probability(LOGITS), 1 - probs[:, -1])
+    generated = torch.full((len(LOGITS),), n_classes)
+    torch.testing.assert_close(is_fake_loss(LOGITS), F.cross_entropy(all_logits, generated))
+    torch.testing.assert_close(is_real_loss(LOGITS), -(1 - probs[:, -1]).log().mean())
+    joint = F.cross_entropy(all_logits, LABELS)  # "real, and of class y" in one go
+    torch.testing.assert_close(joint, classification_loss(LOGITS, LABELS) + is_real_loss(LOGITS))
+
+
+def test_k_plus_one_by_hand() -> None:
+    logits = torch.zeros(1, 1)
+    assert real_probability(logits).tolist() == [0.5]
+    assert is_real_loss(logits).item() == pytest.approx(math.log(2))
+    assert is_fake_loss(logits).item() == pytest.approx(math.log(2))
+    nine = torch.zeros(1, 9)  # nine classes of weight 1 against one of weight 1
+    assert real_probability(nine).item() == pytest.approx(0.9)
+
+
+def test_real_minus_fake_is_minus_the_logsumexp() -> None:
+    difference = is_real_loss(LOGITS) - is_fake_loss(LOGITS)
+    torch.testing.assert_close(difference, -LOGITS.logsumexp(1).mean())
+
+
+@pytest.mark.parametrize("size", [-1e4, 1e4])
+def test_k_plus_one_does_not_overflow(size) -> None:
+    logits = torch.full((2, 3), size, requires_grad=True)
+    loss = is_real_loss(logits) + is_fake_loss(logits)
+    loss.backward()
+    assert loss.item() == pytest.approx(1e4, rel=1e-3) and logits.grad.isfinite().all()
+
+
+def test_shifting_all_logits_changes_the_verdict_but_not_the_class() -> None:
+    shifted = LOGITS + 3
+    torch.testing.assert_close(
+        classification_loss(shifted, LABELS), classification_loss(LOGITS, LABELS)
+    )
+    assert (real_probability(shifted) > real_probability(LOGITS)).all()
+
+
+# ---- information ----
+
+
+def test_information_between_its_limits() -> None:
+    sure = 60 * torch.eye(4)  # every class once, without doubt
+    assert information_loss(sure).item() == pytest.approx(-math.log(4), abs=1e-5)
+    assert information_loss(torch.zeros(4, 4)).item() == pytest.approx(0, abs=1e-6)
+    one_sided = torch.tensor([[60.0, 0.0, 0.0]]).repeat(5, 1)
+    assert information_loss(one_sided).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_information_is_between_minus_log_k_and_zero() -> None:
+    for seed in range(5):
+        value = information_loss(5 * normal(20, 3, seed=seed)).item()
+        assert -math.log(3) <= value <= 0
+
+
+# ---- energy ----
+
+
+def test_energy_margin_by_hand() -> None:
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([0.5, 4.0])
+    assert energy_margin_loss(real, fake, 2.0).item() == 2.75  # 2 + (1.5 + 0) / 2
+    assert energy_margin_loss(torch.zeros(2), torch.full((2,), 9.0), 2.0).item() == 0.0
+
+
+def test_beyond_the_margin_nothing_pushes() -> None:
+    fake = torch.tensor([0.5, 4.0], requires_grad=True)
+    energy_margin_loss(torch.ones(2), fake, 2.0).backward()
+    assert fake.grad.tolist() == [-0.5, 0.0]
+
+
+@pytest.mark.parametrize("margin", [0, -1.0])
+def test_energy_needs_a_margin(margin) -> None:
+    with pytest.raises(ValueError, match=f"^margin: expected a positive number, got {margin}$"):
+        energy_margin_loss(torch.ones(1), torch.ones(1), margin)
+
+
+# ---- prior ----
+
+
+def test_prior_of_codes_with_moments_of_a_standard_normal_is_zero() -> None:
+    codes = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+    assert prior_loss(codes).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_prior_by_hand() -> None:
+    shifted = torch.tensor([[1.0], [3.0]])  # mean 2, variance 1
+    assert prior_loss(shifted).item() == pytest.approx(2.0, abs=1e-5)
+    wide = torch.tensor([[-2.0], [2.0]])  # mean 0, variance 4
+    assert prior_loss(wide).item() == pytest.approx(0.5 * (4 - 1 - math.log(4)), abs=1e-5)
+
+
+def test_prior_of_a_dead_coordinate_is_large_and_finite() -> None:
+    value = prior_loss(torch.zeros(4, 1)).item()
+    assert 5 < value < 10
