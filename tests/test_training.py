@@ -415,6 +415,7 @@ def test_resumed_minutes_count_what_was_used(make_method, tiny_split, tmp_path) 
     )  # fmt: skip
     assert time.perf_counter() - start < 1.0
     assert 0.5 <= history["seconds"][-1] < 0.9
+    assert history["seconds"] == sorted(history["seconds"]), "the clock goes on where it stopped"
     assert history["step"] == sorted(set(history["step"]))
 
 
