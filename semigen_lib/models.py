@@ -18,6 +18,7 @@ __all__ = [
     "Encoder",
     "GaussianNoise",
     "ImageShape",
+    "check_width",
     "count_halvings",
     "one_hot",
 ]
@@ -33,6 +34,8 @@ def count_halvings(image_shape: ImageShape) -> int:
     ------
     ValueError
         If the image is not square or its side is not 4, 5, 6 or 7 times a power of two.
+
+    Shown in: book/notation.md
     """
     _, height, width = image_shape
     side, halvings = height, 0
@@ -46,8 +49,30 @@ def count_halvings(image_shape: ImageShape) -> int:
     return halvings
 
 
+def check_width(width: int) -> None:
+    """Refuse a number of channels that group norm cannot split into four groups.
+
+    Raises
+    ------
+    ValueError
+        If the width is not a positive multiple of 4.
+
+    Shown in: book/notation.md
+    """
+    if width < 1 or width % 4:
+        raise ValueError(f"width: expected a positive multiple of 4, got {width}")
+
+
 class GaussianNoise(nn.Module):
-    """Add normal noise of a fixed size while training; do nothing in evaluation mode."""
+    """Add normal noise of a fixed size while training; do nothing in evaluation mode.
+
+    Parameters
+    ----------
+    size
+        The standard deviation, in units of pixel values from 0 to 1.
+
+    Shown in: book/04_combined_objective.ipynb
+    """
 
     def __init__(self, size: float) -> None:
         super().__init__()
@@ -80,6 +105,7 @@ class ConvTrunk(nn.Module):
 
     def __init__(self, image_shape: ImageShape, width: int, *, regularise: bool) -> None:
         super().__init__()
+        check_width(width)
         channels, side = image_shape[0], image_shape[1]
         stages: list[nn.Module] = [GaussianNoise(0.3)] if regularise else []
         for stage in range(count_halvings(image_shape)):
@@ -91,9 +117,10 @@ class ConvTrunk(nn.Module):
             channels, side = wider, side // 2
         if regularise:
             stages.append(nn.Dropout2d(0.25))
-        stages.append(nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False))
-        stages += [nn.GroupNorm(4, 2 * channels), nn.LeakyReLU(0.2), nn.Flatten()]
-        stages += [nn.Linear(2 * channels * side * side, N_FEATURES), nn.LeakyReLU(0.2)]
+        wider = width * min(2 ** count_halvings(image_shape), 4)
+        stages.append(nn.Conv2d(channels, wider, 3, padding=1, bias=False))
+        stages += [nn.GroupNorm(4, wider), nn.LeakyReLU(0.2), nn.Flatten()]
+        stages += [nn.Linear(wider * side * side, N_FEATURES), nn.LeakyReLU(0.2)]
         self.stages = nn.Sequential(*stages)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -161,6 +188,7 @@ class Decoder(nn.Module):
         self, image_shape: ImageShape, latent_dim: int, n_classes: int = 0, width: int = 16
     ) -> None:
         super().__init__()
+        check_width(width)
         halvings = count_halvings(image_shape)
         widths = [width * min(2**stage, 4) for stage in reversed(range(halvings))] or [width]
         self.latent_dim, self.n_classes = latent_dim, n_classes
@@ -210,5 +238,8 @@ class Discriminator(nn.Module):
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
-    """Return ``(B, K)`` float32 rows that ask for the classes ``labels`` ``(B,)``."""
+    """Return ``(B, K)`` float32 rows that ask for the classes ``labels`` ``(B,)``.
+
+    Shown in: book/04_combined_objective.ipynb
+    """
     return F.one_hot(labels, n_classes).float()

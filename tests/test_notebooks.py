@@ -130,8 +130,11 @@ def rule_parameters(nb: nbformat.NotebookNode) -> list[str]:
     after = code_cells(nb)[code_cells(nb).index(cells[0]) + 1 :]
     used, stored = set(), set()
     for cell in after:
-        for node in ast.walk(parsed(cell.source)):
-            if isinstance(node, ast.Name):
+        nodes = list(ast.walk(parsed(cell.source)))
+        # A field of a dataclass is declared, not assigned.
+        declared = {n.target for n in nodes if isinstance(n, ast.AnnAssign) and n.value is None}
+        for node in nodes:
+            if isinstance(node, ast.Name) and node not in declared:
                 (used if isinstance(node.ctx, ast.Load) else stored).add(node.id)
     problems += [f"parameters: {name} is never used" for name in sorted(names - used)]
     problems += [f"parameters: {name} is assigned again" for name in sorted(names & stored)]

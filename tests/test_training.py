@@ -23,6 +23,7 @@ from semigen_lib.training import (
     History,
     TrainingError,
     average_weights,
+    check_duration,
     rate_factor,
     summarise,
     train,
@@ -365,22 +366,27 @@ def test_states_are_saved_when_the_time_has_come(make_method, tiny_split, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "duration",
+    ("steps", "minutes"),
     [
-        {"steps": None},
-        {"steps": 3, "minutes": 1.0},
-        {"steps": 0},
-        {"steps": -1},
-        {"steps": 0, "minutes": 1.0},
-        {"steps": None, "minutes": 0.0},
-        {"steps": None, "minutes": -2.0},
-        {"steps": None, "minutes": float("nan")},
-        {"steps": None, "minutes": float("inf")},
+        (None, None),
+        (3, 1.0),
+        (0, None),
+        (-1, None),
+        (0, 1.0),
+        (None, 0.0),
+        (None, -2.0),
+        (None, float("nan")),
+        (None, float("inf")),
     ],
-    ids=str,
 )
-def test_duration_refused_in_one_line(duration, make_method, tiny_split, tmp_path) -> None:
+def test_duration_refused_in_one_line(steps, minutes) -> None:
     with pytest.raises(ValueError, match=r"\Aduration: expected [^\n]*, got [^\n]*\Z"):
+        check_duration(steps, minutes)
+
+
+@pytest.mark.parametrize("duration", [{"steps": 3, "minutes": 1e-9}, {"steps": 0}], ids=str)
+def test_a_refused_run_writes_nothing(duration, make_method, tiny_split, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"\Aduration: expected"):
         run(make_method, tiny_split, states=tmp_path / "states", **duration)
     assert not any(tmp_path.iterdir())
 
@@ -588,6 +594,7 @@ def test_hidden_labels_do_not_exist(name, make_method, mnist) -> None:
     visible = split_labels(mnist, 100, 0).labeled_index
     hidden = torch.ones(60000, dtype=torch.bool)
     hidden[visible] = False
+    assert hidden.sum() == 59_900
     final = {}
     for kind, which in (("true", hidden & False), ("poisoned", hidden), ("visible", ~hidden)):
         labels = torch.where(which, (mnist.train.labels + 1) % 10, mnist.train.labels)
