@@ -101,10 +101,10 @@ def test_weights_and_rates_are_not_negative(name, field) -> None:
 
 
 @every_method
-def test_impossible_width_refused_in_our_words(name) -> None:
+def test_impossible_width_refused_in_our_words(name, make_method) -> None:
     """The networks normalise four groups of channels; torch would say so, but not in our words."""
-    with pytest.raises(ValueError, match=r"\Awidth: expected a multiple of 4, got 6\Z"):
-        METHODS[name].Config(width=6)
+    with pytest.raises(ValueError, match=r"\Awidth: expected [^\n]*multiple of 4, got 6\Z"):
+        make_method(name, width=6)
 
 
 @pytest.mark.parametrize("field", ["beta1", "beta2"])

@@ -56,8 +56,6 @@ class MethodConfig:
                 raise ValueError(
                     f"{field.name}: expected a number from {low} to {high}, got {value}"
                 )
-            if field.name == "width" and value % 4:
-                raise ValueError(f"width: expected a multiple of 4, got {value}")
 
 
 _LARGEST = 1e6  # of a weight or a target: whoever asks for more has mistyped
