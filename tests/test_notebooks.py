@@ -367,7 +367,7 @@ def changed(value: object) -> object:
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
-        return value + 1
+        return 2 * value or type(value)(1)  # a multiple stays divisible by the number of classes
     if isinstance(value, (list, tuple)):
         return [changed(item) for item in value]
     return f"{value}-changed"
