@@ -253,6 +253,9 @@ class Batch(NamedTuple):
         float32 in [0, 1], shape (L, C, H, W).
     labels : Tensor
         int64, shape (L,), classes of ``labeled_images``.
+    index : Tensor or None
+        int64, shape (B,), positions of ``images`` in the pool: a method that has worked something
+        out for every image of the pool finds it again by them.
 
     Shown in: book/01_semi_supervised_learning.ipynb
     """
@@ -260,6 +263,7 @@ class Batch(NamedTuple):
     images: Tensor
     labeled_images: Tensor
     labels: Tensor
+    index: Tensor | None = None
 
 
 class BatchStream:
@@ -283,6 +287,12 @@ class BatchStream:
     device : str or torch.device
         Where images are kept (as uint8) and batches are made.
 
+    Attributes
+    ----------
+    images, labels : Tensor
+        The whole pool on that device: uint8 (N, C, H, W), and int64 (N,) with ``UNLABELED`` but
+        for the labelled images.
+
     Raises
     ------
     DataError
@@ -303,9 +313,8 @@ class BatchStream:
         batch_size = whole_number(batch_size, "batch_size", 1)
         labeled_batch_size = whole_number(labeled_batch_size, "labeled_batch_size", 0)
         seed = whole_number(seed, "seed", 0)
-        self._images = split.images.to(device)
-        self._labeled_images = split.images[split.labeled_index].to(device)
-        self._labels = split.labels[split.labeled_index].to(device)
+        self.images, self.labels = split.images.to(device), split.labels.to(device)
+        self._labeled_index = split.labeled_index.to(device)
         self._pool = _Cycle(len(split.images), batch_size, f"{seed}/pool", device)
         self._labeled = _Cycle(split.n_labeled, labeled_batch_size, f"{seed}/labeled", device)
 
@@ -328,11 +337,13 @@ class BatchStream:
             If the step is negative or not whole.
         """
         step = whole_number(step, "step", 0)
-        pool, labeled = self._pool.at(step), self._labeled.at(step)
+        pool = self._pool.at(step)
+        labeled = self._labeled_index[self._labeled.at(step)]
         return Batch(
-            to_float(self._images[pool]),
-            to_float(self._labeled_images[labeled]),
-            self._labels[labeled],
+            to_float(self.images[pool]),
+            to_float(self.images[labeled]),
+            self.labels[labeled],
+            pool.clone(),
         )
 
 

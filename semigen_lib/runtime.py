@@ -15,6 +15,7 @@ __all__ = [
     "DEVICES",
     "PRECISIONS",
     "autocast",
+    "fast_bf16",
     "pick_device",
     "rng_state",
     "seed_everything",
@@ -88,6 +89,15 @@ def set_rng_state(state: dict[str, torch.Tensor]) -> None:
     for index in range(torch.cuda.device_count()):
         if f"rng.cuda.{index}" in state:
             torch.cuda.set_rng_state(state[f"rng.cuda.{index}"], index)
+
+
+def fast_bf16() -> bool:
+    """Say whether the processor has instructions for bfloat16 (AVX512-BF16).
+
+    Without them bfloat16 is slower than float32.
+    """
+    # A private name of torch's; where it is missing, as in older versions, the answer is no.
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:

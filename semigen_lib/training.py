@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from semigen_lib.checkpoint import flatten_optimizer, load_state, restore_optimizer, save_state
 from semigen_lib.data import Batch, BatchStream, LabelSplit
-from semigen_lib.methods.method import Method
-from semigen_lib.runtime import autocast, rng_state, seed_everything, set_rng_state
+from semigen_lib.methods.method import Method, rate_factor
+from semigen_lib.runtime import autocast, fast_bf16, rng_state, seed_everything, set_rng_state
 
 __all__ = [
     "SECONDS_BETWEEN_STATES",
@@ -105,6 +105,8 @@ def training_step(
     """
     named: dict[str, Tensor] = {}
     updates = method.updates(batch)
+    if precision == "auto" and method.prefers_bf16 and fast_bf16():
+        precision = "bf16"
     while True:
         with autocast(batch.images.device, precision):
             update = next(updates, None)
@@ -116,21 +118,6 @@ def training_step(
         method.objective(terms).backward(inputs=method.parameters_of(player), retain_graph=True)
         optimizers[player].step()
         named.update((name, term.detach()) for name, term in terms.items())
-
-
-def rate_factor(progress: float, decay_from: float) -> float:
-    """Return what multiplies the learning rate: 1, then a straight line to 0 at the end.
-
-    Parameters
-    ----------
-    progress
-        How much of the run is done, from 0 to 1.
-    decay_from
-        Where the line begins.
-    """
-    if progress <= decay_from:
-        return 1.0
-    return max(0.0, (1.0 - progress) / (1.0 - decay_from))
 
 
 def average_weights(method: Method) -> AveragedModel:
@@ -229,7 +216,8 @@ def train(
     saved = time.perf_counter()
     with bar:
         while (done := run.position(steps) / limit) < 1:
-            run.set_rates(rate_factor(done, method.config.decay_from))
+            method.prepare(run.stream.images, run.stream.labels, done)
+            run.set_rates(method.rate_factor(done))
             window.append(training_step(method, run.stream.at(run.step), run.optimizers, precision))
             run.averaged.update_parameters(method)
             run.step += 1
@@ -321,14 +309,15 @@ class _Run:
 
     def set_rates(self, factor: float) -> None:
         for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = self.method.config.learning_rate * factor
+            for group in optimizer.param_groups:  # players may differ in their rates
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     def save(self, folder: Path) -> None:
         tensors = {f"method.{name}": t for name, t in self.method.state_dict().items()}
         tensors |= {f"averaged.{name}": t for name, t in self.averaged.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             tensors |= flatten_optimizer(name, optimizer)
+        tensors |= {f"memory.{name}": t for name, t in self.method.memory.items()}
         tensors |= rng_state()
         facts = {"seconds": self.seconds, "history": self.history.columns}
         save_state(folder, self.step, tensors, facts)
@@ -340,5 +329,11 @@ class _Run:
             module.load_state_dict(own)
         for name, optimizer in self.optimizers.items():
             restore_optimizer(name, optimizer, tensors)
+        device = next(self.method.parameters()).device
+        self.method.memory = {
+            name.removeprefix("memory."): tensor.to(device)
+            for name, tensor in tensors.items()
+            if name.startswith("memory.")
+        }
         set_rng_state(tensors)
         self.seconds, self.history = facts["seconds"], History(facts["history"])

@@ -6,6 +6,7 @@ import io
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -15,10 +16,19 @@ from torch import nn
 
 from semigen_lib import training
 from semigen_lib.checkpoint import CheckpointError, load_state
-from semigen_lib.data import UNLABELED, Batch, BatchStream, ImageData, ImageSet, split_labels
+from semigen_lib.data import (
+    UNLABELED,
+    Batch,
+    BatchStream,
+    ImageData,
+    ImageSet,
+    split_labels,
+    to_float,
+)
 from semigen_lib.evaluation import draw
 from semigen_lib.methods import METHODS
 from semigen_lib.methods.method import Method, MethodConfig
+from semigen_lib.methods.supervised import Supervised
 from semigen_lib.training import (
     History,
     TrainingError,
@@ -618,3 +628,76 @@ def test_labels_poisoned_after_the_split_do_not_matter(name, make_method, tiny_d
     labels.fill_(0)
     poisoned = run(make_method, split, name, steps=3)
     assert clean[0] == poisoned[0] and same_weights(clean[1], poisoned[1])
+
+
+# ---- methods that work in stages ----
+
+
+class _Staged(Supervised):
+    """Remembers the pool at half time, and lets what it remembers steer what it learns."""
+
+    def prepare(self, pool, labels, progress) -> None:
+        if not self.memory:
+            self.memory = {"stage": torch.tensor(0), "targets": torch.zeros(len(pool))}
+        if progress >= 0.5 and self.memory["stage"] == 0:
+            self.memory = {
+                "stage": torch.tensor(1),
+                "targets": self.predict(to_float(pool)).detach()[:, 0],
+            }
+
+    def updates(self, batch):
+        pulled = self.predict(batch.images)[:, 0] - self.memory["targets"][batch.index]
+        yield "classifier", {"classification": pulled.square().mean()}
+
+
+def test_memory_survives_an_interruption_bit_for_bit(make_method, tiny_split, tmp_path) -> None:
+    whole, first, second = (make_method(_Staged) for _ in range(3))
+    train(whole, tiny_split, steps=12, progress=False)
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, method) -> None:
+        if step == 8:
+            raise Stop
+
+    with pytest.raises(Stop), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SECONDS_BETWEEN_STATES", -1.0)
+        train(first, tiny_split, steps=12, record_every=1, progress=False, states=tmp_path,
+              on_record=stop)  # fmt: skip
+    train(second, tiny_split, steps=12, progress=False, states=tmp_path, resume=True)
+    assert same_weights(weights(whole), weights(second))
+    assert torch.equal(whole.memory["targets"], second.memory["targets"])
+    assert not torch.equal(whole.memory["targets"], torch.zeros(len(tiny_split))), "stage 1 ran"
+
+
+def test_players_keep_their_own_rates(make_method, tiny_split) -> None:
+    class Slow(Supervised):
+        def optimizers(self):
+            ((player, optimizer),) = super().optimizers().items()
+            optimizer.param_groups[0]["lr"] = 1e-5
+            self.watched = optimizer
+            return {player: optimizer}
+
+    method = make_method(Slow, decay_from=0.0)
+    train(method, tiny_split, steps=4, progress=False)
+    assert method.watched.param_groups[0]["lr"] == pytest.approx(1e-5 / 4)
+
+
+def test_bf16_is_automatic_only_where_it_was_checked(make_method, tiny_split, monkeypatch) -> None:
+    seen, batch = [], BatchStream(tiny_split, batch_size=8).at(0)
+    monkeypatch.setattr(training, "autocast", lambda device, precision: (
+        seen.append(precision), nullcontext())[1])  # fmt: skip
+    for fast, prefers, wanted in (
+        (True, True, "bf16"),
+        (True, False, "auto"),
+        (False, True, "auto"),
+    ):
+        monkeypatch.setattr(training, "fast_bf16", lambda fast=fast: fast)
+        method = make_method("supervised")
+        monkeypatch.setattr(Supervised, "prefers_bf16", prefers)
+        training_step(method, batch, method.optimizers(), "auto")
+        assert set(seen) == {wanted}
+        training_step(method, batch, method.optimizers(), "fp32")
+        assert seen[-1] == "fp32"
+        seen.clear()
