@@ -19,6 +19,7 @@ __all__ = [
     "brier_loss",
     "classification_loss",
     "energy_margin_loss",
+    "feature_matching_loss",
     "information_loss",
     "is_fake_loss",
     "is_real_loss",
@@ -244,6 +245,23 @@ def is_fake_loss(class_logits: Tensor) -> Tensor:
 
 
 def information_loss(class_logits: Tensor) -> Tensor:
+def feature_matching_loss(real_features: Tensor, fake_features: Tensor) -> Tensor:
+    """Squared distance of the batches' mean features, averaged over the features.
+
+    A generator that minimises it learns what is in the images and not how to fool: good for the
+    classifier that owns the features, and less good for the images.
+
+    Parameters
+    ----------
+    real_features, fake_features
+        ``(B, F)`` each, with batches of any sizes; give no gradient to the real ones.
+
+    Source: Salimans et al. 2016, section 3.1.
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    return (real_features.mean(0) - fake_features.mean(0)).square().mean()
+
+
     """Minus the information, in nats, that an image gives about its predicted class.
 
     The mean entropy of each image's class probabilities, less the entropy of their mean: low when

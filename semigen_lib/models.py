@@ -6,9 +6,13 @@ stage on the way in (28, 14, 7) and double on the way out.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 __all__ = [
     "N_FEATURES",
@@ -18,6 +22,8 @@ __all__ = [
     "Encoder",
     "GaussianNoise",
     "ImageShape",
+    "MlpDecoder",
+    "MlpTrunk",
     "check_width",
     "count_halvings",
     "one_hot",
@@ -235,6 +241,96 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to scores ``(B,)``, without a sigmoid."""
         return self.score(self.trunk(images)).squeeze(1)
+
+
+class MlpTrunk(nn.Module):
+    """Fully connected layers from an image to a vector of features.
+
+    Which pixels are neighbours is not known to it: papers call results of such networks
+    permutation invariant. Each row of weights is a direction and a length (weight norm).
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W), as for a :class:`ConvTrunk`.
+    widths
+        Units of each layer; the last number is that of the features.
+    regularise
+        Whether to add noise while training, 0.3 to the pixels and 0.5 to each further layer.
+
+    Source: Salimans et al. 2016, the network of its MNIST experiments; Salimans and Kingma 2016,
+    Weight Normalization, equation 2.
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+
+    def __init__(self, image_shape: ImageShape, widths: Sequence[int], *, regularise: bool) -> None:
+        super().__init__()
+        count_halvings(image_shape)
+        stages: list[nn.Module] = [nn.Flatten()]
+        n_inputs = math.prod(image_shape)
+        for layer, n_units in enumerate(widths):
+            if regularise:
+                stages.append(GaussianNoise(0.5 if layer else 0.3))
+            linear = nn.Linear(n_inputs, n_units)
+            nn.init.kaiming_normal_(linear.weight)  # the noise is sized for units of variance 1
+            nn.init.zeros_(linear.bias)
+            stages += [weight_norm(linear), nn.ReLU()]
+            n_inputs = n_units
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to ``(B, widths[-1])``."""
+        return self.stages(images)
+
+
+class MlpDecoder(nn.Module):
+    """Fully connected layers from a code, and for K > 0 a class, to an image.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W), as for a :class:`Decoder`.
+    latent_dim
+        Z, the length of the code or of the noise.
+    n_classes
+        K; 0 for an unconditional decoder.
+    widths
+        Units of each hidden layer.
+    normalise
+        Whether hidden layers are normalised over the batch, as generators want it.
+
+    Shown in: book/07_learning_from_few_labels.ipynb, book/09_choosing_a_method.ipynb
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        latent_dim: int,
+        n_classes: int = 0,
+        widths: Sequence[int] = (512, 512),
+        *,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        count_halvings(image_shape)
+        stages: list[nn.Module] = []
+        n_inputs = latent_dim + n_classes
+        for n_units in widths:
+            stages.append(nn.Linear(n_inputs, n_units, bias=not normalise))
+            stages += [nn.BatchNorm1d(n_units), nn.Softplus()] if normalise else [nn.Softplus()]
+            n_inputs = n_units
+        last = nn.Linear(n_inputs, math.prod(image_shape))
+        self.stages = nn.Sequential(*stages, last, nn.Unflatten(1, tuple(image_shape)))
+
+    def logits(self, latent: Tensor, class_probs: Tensor | None = None) -> Tensor:
+        """Map to ``(B, C, H, W)`` before the sigmoid, which a Bernoulli likelihood wants."""
+        if class_probs is not None:
+            latent = torch.cat([latent, class_probs.to(latent.dtype)], dim=1)
+        return self.stages(latent).float()
+
+    def forward(self, latent: Tensor, class_probs: Tensor | None = None) -> Tensor:
+        """Map the latent ``(B, Z)``, and class_probs ``(B, K)`` when K > 0, to images in [0, 1]."""
+        return self.logits(latent, class_probs).sigmoid()
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:

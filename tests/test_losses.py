@@ -15,6 +15,7 @@ from semigen_lib.losses import (
     brier_loss,
     classification_loss,
     energy_margin_loss,
+    feature_matching_loss,
     information_loss,
     is_fake_loss,
     is_real_loss,
@@ -41,6 +42,7 @@ CALLS = {
         lambda real, fake: energy_margin_loss(real, fake, 1.0),
         [normal(5).square(), torch.tensor([0.2, 0.7, 1.4, 3.0], dtype=torch.float64)],
     ),
+    "feature_matching_loss": (feature_matching_loss, [normal(6, 3), normal(4, 3, seed=1)]),
     "information_loss": (information_loss, [LOGITS]),
     "is_fake_loss": (is_fake_loss, [LOGITS]),
     "is_real_loss": (is_real_loss, [LOGITS]),
@@ -322,6 +324,23 @@ def test_information_is_between_minus_log_k_and_zero() -> None:
     for seed in range(5):
         value = information_loss(5 * normal(20, 3, seed=seed)).item()
         assert -math.log(3) <= value <= 0
+
+
+# ---- feature matching ----
+
+
+def test_feature_matching_by_hand() -> None:
+    real, fake = torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[4.0, 2.0]])
+    assert feature_matching_loss(real, fake).item() == 4.5  # ((1 - 4)² + (2 - 2)²) / 2
+
+
+def test_feature_matching_asks_for_means_and_not_for_images() -> None:
+    """Other images with the same mean are as good, and every image gets the same pull."""
+    real = torch.tensor([[1.0], [3.0]])
+    assert feature_matching_loss(real, torch.tensor([[2.0], [2.0]])).item() == 0
+    fake = torch.tensor([[0.0], [8.0]], requires_grad=True)
+    feature_matching_loss(real, fake).backward()
+    assert fake.grad.flatten().tolist() == [2.0, 2.0]
 
 
 # ---- energy ----

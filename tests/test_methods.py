@@ -385,3 +385,103 @@ def test_labels_move_the_network_that_draws(make_method, batch) -> None:
 def test_the_default_code_of_lsgan_is_the_one_of_the_losses(make_method) -> None:
     assert make_method("lsgan").code == LSGAN_CODE
     assert least_squares_loss(torch.ones(2), LSGAN_CODE.real) == 0
+
+
+# ---- sgan ----
+
+
+def test_first_terms_of_sgan_by_hand(make_method, batch) -> None:
+    method, twin = make_method("sgan").train(), make_method("sgan").train()
+    torch.manual_seed(4)
+    seen = dict(step_through(method, batch))
+    torch.manual_seed(4)
+    fakes = twin.generator(torch.randn(8, 4))
+    logits = twin.predict(torch.cat([batch.images, batch.labeled_images, fakes.detach()]))
+    # The logit of "generated" is 0: as if it were one more class.
+    log_probs = torch.cat([logits, torch.zeros(26, 1)], 1).log_softmax(1)
+    is_fake = log_probs[:, 10]
+    got = seen["classifier"]
+    torch.testing.assert_close(got["fake"], -is_fake[18:].mean())
+    torch.testing.assert_close(got["real"], -(1 - is_fake[:8].exp()).log().mean())
+    chosen = log_probs[8:18][torch.arange(10), batch.labels] - (1 - is_fake[8:18].exp()).log()
+    torch.testing.assert_close(got["classification"], -chosen.mean())
+    # The generator meets the classifier after its step, with its noise and its dropout.
+    wanted, drawn = method.trunk(batch.images), method.trunk(fakes)
+    after = ((wanted.mean(0) - drawn.mean(0)) ** 2).mean()
+    torch.testing.assert_close(seen["generator"]["matching"], after)
+
+
+def test_one_class_and_squared_errors_make_sgan_the_game_of_lsgan(make_method, batch) -> None:
+    """With its usual targets 0, 1, 1; the score is the probability of being real."""
+    settings = {"squared": 1, "fooling": 1}
+    method = make_method("sgan", n_classes=1, **settings).train()
+    twin = make_method("sgan", n_classes=1, **settings).train()
+    batch = batch._replace(labels=torch.zeros_like(batch.labels))
+    torch.manual_seed(4)
+    seen = dict(step_through(method, batch))
+    torch.manual_seed(4)
+    fakes = twin.generator(torch.randn(8, 4))
+    together = torch.cat([batch.images, batch.labeled_images, fakes.detach()])
+    score = twin.predict(together).squeeze(1).sigmoid()
+    got = seen["classifier"]
+    assert got["classification"].item() == 0, "there is nothing to choose from"
+    torch.testing.assert_close(got["real"], 0.5 * ((score[:8] - LSGAN_CODE.real) ** 2).mean())
+    torch.testing.assert_close(got["fake"], 0.5 * ((score[18:] - LSGAN_CODE.fake) ** 2).mean())
+    score = method.predict(fakes).squeeze(1).sigmoid()
+    fooled = 0.5 * ((score - LSGAN_CODE.generator) ** 2).mean()
+    torch.testing.assert_close(seen["generator"]["adversarial"], fooled)
+
+
+def trunk_after_a_step(name, make_method, batch, **settings) -> dict[str, torch.Tensor]:
+    method = make_method(name, **settings).train()
+    torch.manual_seed(0)
+    step_through(method, batch)
+    return weights(method.trunk)
+
+
+@pytest.mark.parametrize("convolutional", [0, 1])
+def test_sgan_without_its_unsupervised_terms_is_supervised(
+    convolutional, make_method, batch
+) -> None:
+    inverted = batch._replace(images=1 - batch.images)
+    settings = {"convolutional": convolutional}
+    first, second = (
+        trunk_after_a_step("sgan", make_method, b, **settings) for b in (batch, inverted)
+    )
+    assert not same_weights(first, second), "unlabelled images teach the network that reads"
+    settings |= {"real_weight": 0.0, "fake_weight": 0.0}
+    first, second = (
+        trunk_after_a_step("sgan", make_method, b, **settings) for b in (batch, inverted)
+    )
+    assert same_weights(first, second)
+
+
+@pytest.mark.parametrize("switch", ["squared", "fooling", "convolutional"])
+def test_every_switch_of_sgan_changes_the_run(switch, make_method, batch) -> None:
+    usual = make_method("sgan")
+    other = 1 - getattr(usual.config, switch)
+    method = make_method("sgan", **{switch: other})
+    seen = []
+    for one in (usual, method):
+        torch.manual_seed(0)
+        seen.append(
+            {k: v.item() for _, terms in step_through(one.train(), batch) for k, v in terms.items()}
+        )
+    assert seen[0] != seen[1] and all(torch.tensor(list(s.values())).isfinite().all() for s in seen)
+    with pytest.raises(ValueError, match=rf"^{switch}: expected a number from 0 to 1, got 2$"):
+        make_method("sgan", **{switch: 2})
+
+
+def test_the_matching_generator_is_not_told_the_verdict(make_method, batch) -> None:
+    """Turning the class head around changes what fools, and not what matches."""
+    pulls = []
+    for fooling in (0, 1):
+        for sign in (1, -1):
+            method = make_method("sgan", fooling=fooling, learning_rate=0.0).train()
+            with torch.no_grad():
+                for parameter in method.class_head.parameters():
+                    parameter *= sign
+            torch.manual_seed(0)
+            step_through(method, batch)
+            pulls.append(method.generator.linear.weight.grad)
+    assert torch.equal(pulls[0], pulls[1]) and not torch.equal(pulls[2], pulls[3])

@@ -9,6 +9,7 @@ from semigen_lib.methods.autoencoder import Autoencoder
 from semigen_lib.methods.combined import Combined
 from semigen_lib.methods.lsgan import Lsgan
 from semigen_lib.methods.method import Method
+from semigen_lib.methods.sgan import Sgan
 from semigen_lib.methods.supervised import Supervised
 from semigen_lib.models import ImageShape
 
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "autoencoder": Autoencoder,
     "lsgan": Lsgan,
     "combined": Combined,
+    "sgan": Sgan,
 }
 
 

@@ -68,6 +68,7 @@ _RANGES = {
     "ema_decay": (0.0, 1.0),
 }
 
+    **dict.fromkeys(("convolutional", "fooling", "squared", "summed"), (0, 1)),  # switches
 
 def _range_of(name: str, kind: type) -> tuple[float, float]:
     """Return the smallest and the largest value of a setting."""
