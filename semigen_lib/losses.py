@@ -244,7 +244,6 @@ def is_fake_loss(class_logits: Tensor) -> Tensor:
     return F.softplus(class_logits.logsumexp(1)).mean()
 
 
-def information_loss(class_logits: Tensor) -> Tensor:
 def feature_matching_loss(real_features: Tensor, fake_features: Tensor) -> Tensor:
     """Squared distance of the batches' mean features, averaged over the features.
 
@@ -262,6 +261,7 @@ def feature_matching_loss(real_features: Tensor, fake_features: Tensor) -> Tenso
     return (real_features.mean(0) - fake_features.mean(0)).square().mean()
 
 
+def information_loss(class_logits: Tensor) -> Tensor:
     """Minus the information, in nats, that an image gives about its predicted class.
 
     The mean entropy of each image's class probabilities, less the entropy of their mean: low when

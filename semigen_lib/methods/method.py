@@ -66,9 +66,9 @@ _RANGES = {
     "beta2": (0.0, 0.99999),
     "decay_from": (0.0, 1.0),
     "ema_decay": (0.0, 1.0),
+    **dict.fromkeys(("convolutional", "fooling", "squared", "summed"), (0, 1)),  # switches
 }
 
-    **dict.fromkeys(("convolutional", "fooling", "squared", "summed"), (0, 1)),  # switches
 
 def _range_of(name: str, kind: type) -> tuple[float, float]:
     """Return the smallest and the largest value of a setting."""
