@@ -1,4 +1,4 @@
-"""The console script ``semigen``: train, sample, predict, evaluate.
+"""The console script ``semigen``: train, sample, predict, evaluate, benchmark.
 
 Every bad input ends with status 2 and one line on stderr, and leaves what was there untouched.
 
@@ -24,6 +24,16 @@ import torch
 from torch import Tensor
 
 from semigen_lib import __version__
+from semigen_lib.benchmark import (
+    TRACKS,
+    Cell,
+    find_cells,
+    plan_cells,
+    run_cells,
+    summarise_cells,
+    to_csv,
+    to_table,
+)
 from semigen_lib.checkpoint import (
     SCHEMA,
     CheckpointError,
@@ -56,6 +66,7 @@ __all__ = [
 
 DEFAULT_STEPS = 1500
 DEFAULT_LABELS = 100
+BUDGETS = (10, 20, 50, 100, 1000)  # of labels, in the table that papers compare
 SHOWN_PER_CLASS = 10  # columns of samples.png
 
 
@@ -68,12 +79,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run one command and return its exit status.
+
+    0; 1 if a cell of a benchmark failed; 2 for bad input; 130 when interrupted.
+    """
     options = build_parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(f"warning: {message}")
-            options.run(options)
+            return options.run(options) or 0
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         sentence = explain(error)
         if sentence is None:
@@ -83,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 130
-    return 0
 
 
 def explain(error: Exception) -> str | None:
@@ -105,7 +118,7 @@ def say(sentence: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all four commands."""
+    """Return the parser of all commands."""
     parser = _Parser(
         prog="semigen",
         description="Learn to draw and to read images from a few labels and many images.",
@@ -118,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_predict(commands)
     _add_evaluate(commands)
+    _add_benchmark(commands)
     return parser
 
 
@@ -184,6 +198,58 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     _add_run(command)
     _add_device(command)
     command.set_defaults(run=run_evaluate)
+
+
+def _add_benchmark(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "benchmark",
+        help="compare methods: methods x labels x seeds",
+        description="Run every method with every number of labels and every seed, and write a "
+        "table with 95 % intervals. Each finished cell is a file in FOLDER; the same command again "
+        "runs what is missing. Without --methods nothing is run and the table is written of what "
+        "is there. One track is comparable with papers (plain), the other is practical "
+        "(augmented); a row of the table is of one of them.",
+        epilog="example: semigen benchmark --methods supervised,combined --labels 10,100 "
+        "--seeds 0-4 --steps 1500 --out runs/board && semigen benchmark --out runs/board "
+        "--summary board.csv",
+    )
+    add = command.add_argument
+    add("--methods", type=lambda text: text.split(","), metavar="M,M", help="methods that read, "
+        f"with commas, of {', '.join(METHODS)}")  # fmt: skip
+    add("--labels", type=whole_numbers, default=BUDGETS, metavar="N,N", help="how many images keep "
+        "their label (default: 10,20,50,100,1000)")  # fmt: skip
+    add("--seeds", type=whole_numbers, default=range(5), metavar="S-S", help="of weights, batches, "
+        "noise and labels, as 0-4 or 0,3 (default: 0-4)")  # fmt: skip
+    add("--track", choices=TRACKS, help="turn the methods' setting augment off or on (default: as "
+        "each method has it)")  # fmt: skip
+    add("--data", default="mnist", help="as for semigen train (default: mnist)")
+    add("--steps", type=int, help=f"how many steps a cell (default: {DEFAULT_STEPS})")
+    add("--minutes", type=float, help="how many minutes a cell, instead of steps")
+    add("--image-size", type=int, default=28, help="side in pixels, for folders (default: 28)")
+    add("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (default: 1)")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting that all "
+        "these methods have; repeatable")  # fmt: skip
+    _add_device(command)
+    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 on CUDA, else fp32")
+    add("--jobs", type=int, default=2, help="how many cells at a time (default: 2)")
+    add("--threads", type=int, default=1, help="threads a cell (default: 1)")
+    add("--scheduler", metavar="ADDRESS", help="run on the workers of a Dask cluster instead, such "
+        "as tcp://10.0.0.1:8786; start them with --nthreads 1")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where the cells are or will be")
+    add("--summary", type=Path, metavar="CSV", help="the table (default: FOLDER/leaderboard.csv)")
+    add("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=run_benchmark)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Turn ``0-4`` or ``10,20`` into a list of numbers."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    if not numbers:
+        raise ValueError(f"expected a range that rises, got {text}")
+    return numbers
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
@@ -439,6 +505,49 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if hasattr(method, "reconstruct"):
         figures["reconstruction"] = reconstruction_error(method, data.test.images)
     sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def run_benchmark(options: argparse.Namespace) -> int:
+    """Run the cells that are missing, write the table, and return 1 if a cell failed."""
+    failed = 0
+    if options.methods:
+        for cell, problem in run_cells(
+            planned_cells(options),
+            options.out,
+            jobs=options.jobs,
+            scheduler=options.scheduler,
+            progress=not options.quiet,
+        ):
+            if problem is not None:
+                say(f"{cell}: expected it to finish, got {problem}")
+                failed = 1
+    rows = summarise_cells(find_cells(options.out))
+    if not rows and not failed:
+        raise ValueError(f"--out: expected a folder with finished cells, got none in {options.out}")
+    if rows:
+        summary = options.summary or options.out / "leaderboard.csv"
+        write_atomically(summary, to_csv(rows).encode())
+        sys.stdout.write(to_table(rows))
+    return failed
+
+
+def planned_cells(options: argparse.Namespace) -> list[Cell]:
+    """Return the cells that the options of ``semigen benchmark`` ask for."""
+    if options.steps is None and options.minutes is None:
+        options.steps = DEFAULT_STEPS
+    check_duration(options.steps, options.minutes)
+    common = {
+        "data": options.data,
+        "image_size": options.image_size,
+        "channels": options.channels,
+        "settings": parse_settings(options.set),
+        "steps": options.steps,
+        "minutes": options.minutes,
+        "precision": options.precision,
+        "device": options.device,
+        "threads": options.threads,
+    }
+    return plan_cells(common, options.methods, options.labels, options.seeds, options.track)
 
 
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:

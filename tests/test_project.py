@@ -27,6 +27,7 @@ REPOSITORY = PROJECT["project"]["urls"]["Repository"]
 COLAB = {
     "filelock": "3.20.0",
     "ipywidgets": "7.7.1",
+    "joblib": "1.5.3",
     "matplotlib": "3.10.0",
     "numpy": "2.1.3",
     "pillow": "11.3.0",
