@@ -16,17 +16,22 @@ __all__ = [
     "IGNORED",
     "LSGAN_CODE",
     "TargetCode",
+    "bernoulli_loss",
     "brier_loss",
     "classification_loss",
+    "divergence_loss",
     "energy_margin_loss",
     "feature_matching_loss",
     "information_loss",
     "is_fake_loss",
     "is_real_loss",
     "least_squares_loss",
+    "marginal_loss",
+    "normal_divergence",
     "prior_loss",
     "real_probability",
     "reconstruction_loss",
+    "sampled_marginal_loss",
     "squared_class_loss",
 ]
 
@@ -326,3 +331,88 @@ def prior_loss(latent: Tensor) -> Tensor:
     variance, mean = torch.var_mean(latent, dim=0, correction=0)
     variance = variance + 1e-6  # a dead coordinate costs much, not infinitely much
     return 0.5 * (variance + mean.square() - 1 - variance.log()).mean()
+
+
+def bernoulli_loss(image_logits: Tensor, images: Tensor) -> Tensor:
+    """Minus the log likelihood of each image, in nats, with every pixel a coin.
+
+    Grey pixels count as the mean of black and white ones in their proportion.
+
+    Parameters
+    ----------
+    image_logits
+        ``(B, C, H, W)``, before the sigmoid.
+    images
+        ``(B, C, H, W)`` in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        ``(B,)``, summed over pixels.
+
+    Source: Kingma and Welling 2014, appendix C.1. Shown in: book/09_choosing_a_method.ipynb
+    """
+    losses = F.binary_cross_entropy_with_logits(image_logits, images, reduction="none")
+    return losses.flatten(1).sum(1)
+
+
+def normal_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from a standard normal to each image's own normal, in nats.
+
+    Parameters
+    ----------
+    mean, log_variance
+        ``(B, Z)``; coordinates are independent.
+
+    Returns
+    -------
+    Tensor
+        ``(B,)``, summed over coordinates; 0 for mean 0 and log-variance 0.
+
+    Source: Kingma and Welling 2014, appendix B. Shown in: book/09_choosing_a_method.ipynb
+    """
+    return 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).sum(1)
+
+
+def marginal_loss(class_logits: Tensor, costs: Tensor) -> Tensor:
+    """Cost of images whose class is unknown, in nats: the mean over what it may be, less entropy.
+
+    With costs of ``-log p(image, class)`` it is never below ``-log p(image)``, and equal when the
+    class probabilities are those of the model, given the image.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before the softmax: what the classifier thinks.
+    costs
+        ``(B, K)``: minus the log likelihood, or a bound of it, of each image with each class.
+
+    Source: Kingma et al. 2014, equation 7. Shown in: book/09_choosing_a_method.ipynb
+    """
+    log_probs = class_logits.log_softmax(1)
+    return (log_probs.exp() * (costs + log_probs)).sum(1).mean()
+
+
+def sampled_marginal_loss(class_logits: Tensor, labels: Tensor, costs: Tensor) -> Tensor:
+    """Estimate :func:`marginal_loss` and its gradient from one class for each image.
+
+    The classifier learns only which of its guesses turned out cheaper than the other images'.
+    The gradient is right in the mean over guesses, and far from it in a single step.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before the softmax; B at least 2.
+    labels
+        ``(B,)``, drawn from these probabilities.
+    costs
+        ``(B,)``, each image's cost with its drawn class.
+
+    Source: Williams 1992 (REINFORCE), with the mean cost of the other images as baseline.
+    Shown in: book/09_choosing_a_method.ipynb
+    """
+    log_probs = class_logits.log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+    costs, n = costs + log_probs, len(labels)
+    surprise = (costs - costs.mean()).detach() * n / (n - 1)
+    # The second summand is 0 and only has a gradient.
+    return (costs + surprise * (log_probs - log_probs.detach())).mean()

@@ -12,6 +12,7 @@ from semigen_lib.losses import (
     IGNORED,
     LSGAN_CODE,
     TargetCode,
+    bernoulli_loss,
     brier_loss,
     classification_loss,
     energy_margin_loss,
@@ -20,9 +21,12 @@ from semigen_lib.losses import (
     is_fake_loss,
     is_real_loss,
     least_squares_loss,
+    marginal_loss,
+    normal_divergence,
     prior_loss,
     real_probability,
     reconstruction_loss,
+    sampled_marginal_loss,
     squared_class_loss,
 )
 
@@ -36,6 +40,10 @@ LOGITS, LABELS = normal(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
 SOME = torch.tensor([0, IGNORED, 1, IGNORED, 2, 0])
 #: A call of each loss, as a function of what a network put out.
 CALLS = {
+    "bernoulli_loss": (
+        lambda v: bernoulli_loss(v, normal(2, 1, 3, 3, seed=1).sigmoid().to(v)),
+        [normal(2, 1, 3, 3)],
+    ),
     "brier_loss": (lambda v: brier_loss(v, LABELS), [LOGITS]),
     "classification_loss": (lambda v: classification_loss(v, SOME), [LOGITS]),
     "energy_margin_loss": (
@@ -47,16 +55,22 @@ CALLS = {
     "is_fake_loss": (is_fake_loss, [LOGITS]),
     "is_real_loss": (is_real_loss, [LOGITS]),
     "least_squares_loss": (lambda v: least_squares_loss(v, 0.7), [normal(6)]),
+    "marginal_loss": (marginal_loss, [LOGITS, normal(6, 4, seed=1)]),
+    "normal_divergence": (normal_divergence, [normal(5, 3), normal(5, 3, seed=1)]),
     "prior_loss": (prior_loss, [normal(5, 3)]),
     "real_probability": (real_probability, [LOGITS]),
     "reconstruction_loss": (
         reconstruction_loss,
         [normal(2, 1, 3, 3).sigmoid(), normal(2, 1, 3, 3, seed=1).sigmoid()],
     ),
+    "sampled_marginal_loss": (
+        lambda v: sampled_marginal_loss(LOGITS.to(v), LABELS, v),
+        [normal(6, seed=1)],
+    ),
     "squared_class_loss": (lambda v: squared_class_loss(v, LABELS), [LOGITS]),
 }
 each_loss = pytest.mark.parametrize("name", CALLS)
-SCALARS = sorted(set(CALLS) - {"real_probability"})
+SCALARS = sorted(set(CALLS) - {"bernoulli_loss", "normal_divergence", "real_probability"})
 
 
 def test_every_function_has_a_row() -> None:
@@ -79,7 +93,9 @@ def test_a_loss_is_a_finite_scalar_of_the_type_that_came_in(name) -> None:
         assert value.shape == () and value.dtype == dtype and value.isfinite()
 
 
-@pytest.mark.parametrize("name", sorted(set(SCALARS) - {"classification_loss"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(SCALARS) - {"classification_loss", "sampled_marginal_loss"})
+)
 def test_a_loss_is_a_mean_over_the_batch(name) -> None:
     """The same images twice are worth what they are worth once."""
     function, inputs = CALLS[name]
@@ -382,3 +398,72 @@ def test_prior_by_hand() -> None:
 def test_prior_of_a_dead_coordinate_is_large_and_finite() -> None:
     value = prior_loss(torch.zeros(4, 1)).item()
     assert 5 < value < 10
+
+
+# ---- the bounds of m2 ----
+
+
+def test_bernoulli_by_hand() -> None:
+    images = torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.25]]]])
+    coin = torch.zeros(2, 1, 1, 2)
+    torch.testing.assert_close(bernoulli_loss(coin, images), torch.full((2,), 2 * math.log(2)))
+    sure = torch.tensor([[[[-100.0, 100.0]]]])
+    assert bernoulli_loss(sure, images[:1]).item() == pytest.approx(0)
+    assert bernoulli_loss(-sure, images[:1]).item() == 200, (
+        "wrong and sure costs much, not infinity"
+    )
+
+
+def test_grey_pixels_are_best_said_to_be_grey() -> None:
+    logits = torch.tensor(0.3).logit().reshape(1, 1, 1, 1).requires_grad_()
+    bernoulli_loss(logits, torch.full((1, 1, 1, 1), 0.3)).sum().backward()
+    assert abs(logits.grad.item()) < 1e-6
+
+
+def test_normal_divergence_by_hand_and_as_torch_has_it() -> None:
+    assert normal_divergence(torch.zeros(1, 3), torch.zeros(1, 3)).item() == 0
+    assert normal_divergence(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2)).item() == 2.0
+    mean, log_variance = normal(5, 3), normal(5, 3, seed=1)
+    own = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    standard = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    expected = torch.distributions.kl_divergence(own, standard).sum(1)
+    torch.testing.assert_close(normal_divergence(mean, log_variance), expected)
+
+
+def test_marginal_is_the_brute_force_sum_over_classes() -> None:
+    probs, costs, total = LOGITS.softmax(1), normal(6, 4, seed=1), 0.0
+    for image in range(6):
+        for k in range(4):
+            p = probs[image, k].item()
+            total += p * costs[image, k].item() + p * math.log(p)
+    assert marginal_loss(LOGITS, costs).item() == pytest.approx(total / 6)
+
+
+def test_marginal_bounds_the_likelihood_and_the_true_posterior_reaches_it() -> None:
+    costs = normal(6, 4, seed=1)
+    likelihood = -(-costs).logsumexp(1).mean()  # -log of the sum over classes of p(x, y)
+    assert marginal_loss(LOGITS, costs) > likelihood
+    torch.testing.assert_close(marginal_loss(-costs, costs), likelihood)
+
+
+def test_marginal_of_a_known_class_is_the_cost_of_that_class() -> None:
+    costs = normal(6, 4, seed=1)
+    known = marginal_loss(1e3 * F.one_hot(LABELS, 4).double(), costs)
+    torch.testing.assert_close(known, costs.gather(1, LABELS[:, None]).mean())
+
+
+def test_one_drawn_class_is_right_in_the_mean_over_draws() -> None:
+    """Value and gradient, over all nine draws of three classes for two images."""
+    costs, logits = normal(2, 3, seed=1), normal(2, 3).requires_grad_()
+    probs, value, gradient = logits.detach().softmax(1), 0.0, 0.0
+    for first in range(3):
+        for second in range(3):
+            labels = torch.tensor([first, second])
+            chance = probs[0, first] * probs[1, second]
+            drawn = costs.gather(1, labels[:, None]).squeeze(1)
+            estimate = sampled_marginal_loss(logits, labels, drawn)
+            value += chance * estimate.detach()
+            gradient += chance * torch.autograd.grad(estimate, logits)[0]
+    exact = marginal_loss(logits, costs)
+    torch.testing.assert_close(value, exact.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(exact, logits)[0])

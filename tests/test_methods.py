@@ -1,6 +1,7 @@
 """The contract of a method, held over the table of methods: a new method needs no new test."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -485,3 +486,79 @@ def test_the_matching_generator_is_not_told_the_verdict(make_method, batch) -> N
             step_through(method, batch)
             pulls.append(method.generator.linear.weight.grad)
     assert torch.equal(pulls[0], pulls[1]) and not torch.equal(pulls[2], pulls[3])
+
+
+# ---- m2 ----
+
+
+def m2_by_hand(twin: Method, images: torch.Tensor, features: torch.Tensor, k: int) -> torch.Tensor:
+    """Minus the bound of log p(image, class k), ``(B,)``, at the mean of the styles."""
+    request = torch.zeros(len(images), 10)
+    request[:, k] = 1
+    mean, log_variance = twin.encoder(torch.cat([features, request], 1)).chunk(2, 1)
+    drawn = twin.decoder(mean, request)
+    likelihood = (images * drawn.log() + (1 - images) * (1 - drawn).log()).sum((1, 2, 3))
+    divergence = 0.5 * (log_variance.exp() + mean**2 - 1 - log_variance).sum(1)
+    return divergence - likelihood - torch.tensor(0.1).log()
+
+
+@pytest.mark.parametrize("convolutional", [0, 1])
+def test_first_terms_of_m2_by_hand(convolutional, make_method, batch, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no noise: styles at their means
+    method, twin = (make_method("m2", convolutional=convolutional).train() for _ in range(2))
+    torch.manual_seed(4)  # of dropout
+    ((_, terms),) = step_through(method, batch)
+    torch.manual_seed(4)
+    features = twin.trunk(torch.cat([batch.images, batch.labeled_images]))
+    log_probs = twin.class_head(features).log_softmax(1)
+    chosen = log_probs[8:][torch.arange(10), batch.labels]
+    torch.testing.assert_close(terms["classification"], -chosen.mean())
+    costs = [m2_by_hand(twin, batch.images, features[:8], k) for k in range(10)]
+    q = log_probs[:8].exp()
+    by_hand = sum(q[:, k] * (costs[k] + q[:, k].log()) for k in range(10)).mean()
+    torch.testing.assert_close(terms["unlabeled"], by_hand)
+    rows = zip(batch.labeled_images, features[8:], batch.labels.tolist(), strict=True)
+    known = [m2_by_hand(twin, image[None], row[None], k) for image, row, k in rows]
+    torch.testing.assert_close(terms["labeled"], torch.cat(known).mean())
+
+
+def test_m2_that_knows_every_class_is_supervised(make_method, batch, monkeypatch) -> None:
+    """A classifier without doubt makes the sum over classes the cost of the right one."""
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    method = make_method("m2").eval()
+    features = method.trunk(batch.labeled_images)
+    known = torch.nn.functional.one_hot(batch.labels, 10).float()
+    supervised = method.costs(batch.labeled_images, features, known).mean()
+    sure = method._bound(batch.labeled_images, features, 1e3 * known)
+    torch.testing.assert_close(sure, supervised)
+    wrong = method._bound(batch.labeled_images, features, 1e3 * known.roll(1, 1))
+    assert not torch.allclose(wrong, supervised), "the class does not matter to the bound"
+
+
+def test_m2_without_its_unlabelled_term_ignores_unlabelled_images(make_method, batch) -> None:
+    inverted = batch._replace(images=1 - batch.images)
+    for weight, ignored in ((1.0, False), (0.0, True)):
+        first, second = (
+            trunk_after_a_step("m2", make_method, b, unlabeled_weight=weight)
+            for b in (batch, inverted)
+        )
+        assert same_weights(first, second) == ignored
+
+
+@pytest.mark.parametrize("switch", ["summed", "convolutional"])
+def test_every_switch_of_m2_changes_the_run(switch, make_method, batch) -> None:
+    seen = []
+    for value in (0, 1):
+        torch.manual_seed(0)
+        method = make_method("m2", **{switch: value}).train()
+        seen.append({k: v.item() for k, v in step_through(method, batch)[0][1].items()})
+    assert seen[0] != seen[1] and all(map(math.isfinite, seen[0].values()))
+
+
+def test_m2_draws_style_and_class_apart(make_method) -> None:
+    """One style in two classes: the same noise, another request."""
+    method = make_method("m2").eval()
+    with torch.no_grad():
+        method.decoder.stages[0].weight[:, :4] = 0  # styles do not matter any more
+    images = method.generate(torch.tensor([3, 3, 5]))
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from semigen_lib.methods.autoencoder import Autoencoder
 from semigen_lib.methods.combined import Combined
 from semigen_lib.methods.lsgan import Lsgan
+from semigen_lib.methods.m2 import M2
 from semigen_lib.methods.method import Method
 from semigen_lib.methods.sgan import Sgan
 from semigen_lib.methods.supervised import Supervised
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "lsgan": Lsgan,
     "combined": Combined,
     "sgan": Sgan,
+    "m2": M2,
 }
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Method",
     "MethodConfig",
     "Terms",
+    "choose_classes",
     "method_name",
     "rate_factor",
     "refuse_classes",
@@ -208,6 +209,12 @@ class Method(nn.Module):
 def method_name(method: Method) -> str:
     """Return the name of a method as the command line spells it."""
     return type(method).__module__.rpartition(".")[2]
+
+
+def choose_classes(labels: Tensor, n_classes: int) -> Tensor:
+    """Return ``labels`` ``(B,)`` with a class drawn by chance wherever there is UNLABELED."""
+    chance = torch.randint(n_classes, labels.shape, device=labels.device)
+    return torch.where(labels == UNLABELED, chance, labels)
 
 
 def refuse_classes(method: Method, labels: Tensor) -> None:
