@@ -2,10 +2,13 @@
 
 Each image is a point. ``nearest_neighbors`` joins it to the points nearest to it, and
 ``spread_labels`` lets the few known labels flow along these edges, so that images without labels
-say where one class may end and another begin.
+say where one class may end and another begin. What "near" means decides how good the edges are:
+``oriented_gradients`` compares strokes where raw pixels would compare ink.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +16,11 @@ from torch import Tensor
 
 __all__ = [
     "GraphError",
+    "balance_classes",
     "deskew",
     "nearest_neighbors",
+    "oriented_gradients",
+    "principal_components",
     "spread_labels",
 ]
 
@@ -23,13 +29,18 @@ class GraphError(ValueError):
     """Points, edges or labels that make no graph; one line, "expected ..., got ..."."""
 
 
+_GROUP = 32  # columns that are looked at together; any number gives the same neighbours
+
+
 @torch.no_grad()
-def nearest_neighbors(features: Tensor, k: int, *, block: int = 2048) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(features: Tensor, k: int, *, block: int = 512) -> tuple[Tensor, Tensor]:
     """Find the k nearest other points of every point, by comparing all pairs.
 
-    Distances come from matrix products, one block of pairs at a time, so memory stays at about
-    ``3 * block**2`` numbers; each block serves its rows and its columns. The distances of the
-    pairs that were found are then computed anew from differences, free of cancellation.
+    Distances come from matrix products, some rows at a time, so memory stays at about
+    ``2 * block * N`` numbers. The k nearest points lie in at most k groups of columns, and these
+    are the k groups with the nearest members: so a minimum over each group, which is cheap, leaves
+    few columns to sort. The distances of the pairs that were found are computed anew from
+    differences, free of cancellation.
 
     Parameters
     ----------
@@ -39,7 +50,7 @@ def nearest_neighbors(features: Tensor, k: int, *, block: int = 2048) -> tuple[T
         Neighbours per point, from 1 to N - 1. A point is not its own neighbour, but a copy of it
         is.
     block : int
-        Points in a block; it changes speed and memory only.
+        Points handled at a time; it changes speed and memory only.
 
     Returns
     -------
@@ -69,27 +80,21 @@ def nearest_neighbors(features: Tensor, k: int, *, block: int = 2048) -> tuple[T
         raise GraphError("expected finite features, got NaN or infinity")
     features = features - features.mean(0)  # the same distances, with fewer digits to cancel
     squares = features.square().sum(1)
-    nearest = features.new_full((n, k), torch.inf)
-    neighbors = torch.zeros(n, k, dtype=torch.int64, device=features.device)
-
-    def keep_nearest(rows: slice, first_column: int, squared: Tensor) -> None:
-        found = squared.topk(min(k, squared.shape[1]), largest=False)
-        values = torch.cat([nearest[rows], found.values], dim=1)
-        indices = torch.cat([neighbors[rows], found.indices + first_column], dim=1)
-        nearest[rows], order = values.topk(k, largest=False)
-        neighbors[rows] = indices.gather(1, order)
-
-    for top in range(0, n, block):
-        rows = slice(top, top + block)
-        for left in range(top, n, block):
-            columns = slice(left, left + block)
-            squared = torch.addmm(squares[columns], features[rows], features[columns].T, alpha=-2)
-            squared += squares[rows, None]
-            if top == left:
-                squared.fill_diagonal_(torch.inf)
-            keep_nearest(rows, left, squared)
-            if top != left:  # what is near from here is near from there
-                keep_nearest(columns, top, squared.T.contiguous())
+    n_groups = -(-n // _GROUP)
+    # Rows of squared distances, up to the point's own square; the last group is filled up.
+    far = features.new_full((min(block, n), n_groups * _GROUP), torch.inf)
+    found = []
+    for first in range(0, n, block):
+        part = features[first : first + block]
+        rows = torch.arange(len(part), device=features.device)
+        far[: len(part), :n] = torch.addmm(squares, part, features.T, alpha=-2)
+        far[rows, rows + first] = torch.inf
+        groups = far[: len(part)].unflatten(1, (n_groups, _GROUP))
+        nearest = groups.amin(2).topk(min(k, n_groups), largest=False).indices
+        inside = groups.gather(1, nearest[:, :, None].expand(-1, -1, _GROUP)).flatten(1)
+        place = inside.topk(k, largest=False).indices
+        found.append(nearest.gather(1, place // _GROUP) * _GROUP + place % _GROUP)
+    neighbors = torch.cat(found)
     distances = torch.cat(
         [
             (features[points, None] - features[found]).square().sum(2).sqrt()
@@ -182,6 +187,108 @@ def spread_labels(
         arriving = F.embedding_bag(starts, scores, first, mode="sum", per_sample_weights=weights)
         scores = alpha * arriving + (1 - alpha) * y
     return scores
+
+
+def balance_classes(scores: Tensor) -> Tensor:
+    """Return probabilities of scores, after giving every class the same total.
+
+    A class whose labelled images happen to be central reaches more points, however many images
+    there are of it; where classes are known to be about equally frequent, this takes that back.
+
+    Parameters
+    ----------
+    scores : Tensor
+        At least 0, shape (N, K).
+
+    Returns
+    -------
+    Tensor
+        Shape (N, K), rows sum to 1; a row of zeros becomes 1/K everywhere.
+
+    Source: Zhu et al. 2003, "Semi-Supervised Learning Using Gaussian Fields and Harmonic
+    Functions", section 4, class mass normalisation with equal masses.
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    scores = scores / scores.sum(0).clamp(min=1e-30)
+    total = scores.sum(1, keepdim=True)
+    return torch.where(total > 0, scores / total.clamp(min=1e-30), 1 / scores.shape[1])
+
+
+@torch.no_grad()
+def principal_components(features: Tensor, n: int) -> Tensor:
+    """Project features on the ``n`` directions in which they vary most.
+
+    Distances change little and cost less.
+
+    Parameters
+    ----------
+    features : Tensor
+        Floating point, shape (N, D).
+    n : int
+        Number of directions; D or more keep all.
+
+    Returns
+    -------
+    Tensor
+        Shape (N, min(n, D)), centred.
+
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    features = features - features.mean(0)
+    covariance = (features.T @ features).double()
+    directions = torch.linalg.eigh(covariance).eigenvectors[:, -n:]
+    return features @ directions.to(features.dtype)
+
+
+_DIRECTIONS, _SHARPNESS, _STRIDE = 8, 4, 3
+
+
+@torch.no_grad()
+def oriented_gradients(images: Tensor, *, block: int = 1000) -> Tensor:
+    """Describe images by where their edges are and which way they face.
+
+    At every pixel the gradient's length is shared out over eight directions, mostly to the nearest
+    one; each direction is blurred and looked at every third pixel. The square root keeps bold
+    strokes from outweighing fine ones. Two images of one stroke, slightly moved, stay near.
+
+    Parameters
+    ----------
+    images : Tensor
+        Floating point, shape (N, C, H, W); channels are added up.
+    block : int
+        Images handled at a time; it changes memory only.
+
+    Returns
+    -------
+    Tensor
+        float32, shape (N, 8 * ceil(H / 3) * ceil(W / 3)); rows have length 1, a blank image 0.
+
+    Source: Dalal and Triggs 2005, "Histograms of Oriented Gradients for Human Detection".
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    bell, wide = _gaussian(0.7, 2, images), _gaussian(1.5, 4, images)
+    slope = bell * torch.arange(-2, 3, device=images.device)
+    derivative = torch.stack([torch.outer(bell, slope), torch.outer(slope, bell)])[:, None]
+    angles = torch.arange(_DIRECTIONS, device=images.device) * (2 * math.pi / _DIRECTIONS)
+    facing = torch.stack([angles.cos(), angles.sin()], 1)[:, :, None, None]
+    across = wide.view(1, 1, 1, -1).expand(_DIRECTIONS, 1, 1, -1)
+    parts = []
+    for part in images.split(block):
+        gradient = F.conv2d(part.float().sum(1, keepdim=True), derivative, padding=2)
+        length = gradient.square().sum(1, keepdim=True).sqrt()
+        cosine = F.conv2d(gradient / length.clamp(min=1e-6), facing).relu()
+        found = length * cosine.pow(_SHARPNESS)
+        found = F.conv2d(found, across, stride=(1, _STRIDE), padding=(0, 4), groups=_DIRECTIONS)
+        found = F.conv2d(found, across.mT, stride=(_STRIDE, 1), padding=(4, 0), groups=_DIRECTIONS)
+        parts.append(F.normalize(found.flatten(1).clamp(min=0).sqrt(), dim=1))
+    return torch.cat(parts)
+
+
+def _gaussian(deviation: float, reach: int, like: Tensor) -> Tensor:
+    """Return weights of a bell over ``2 * reach + 1`` pixels; they sum to 1."""
+    pixels = torch.arange(-reach, reach + 1, device=like.device)
+    bell = torch.exp(-pixels.square() / (2 * deviation**2))
+    return bell / bell.sum()
 
 
 @torch.no_grad()
