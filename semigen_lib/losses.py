@@ -29,6 +29,7 @@ __all__ = [
     "marginal_loss",
     "normal_divergence",
     "prior_loss",
+    "pseudo_label_loss",
     "real_probability",
     "reconstruction_loss",
     "sampled_marginal_loss",
@@ -290,6 +291,47 @@ def information_loss(class_logits: Tensor) -> Tensor:
     probs = log_probs.exp()
     mean = probs.mean(0)
     return (mean * mean.clamp(min=1e-12).log()).sum() - (probs * log_probs).sum(1).mean()
+
+
+def divergence_loss(class_logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the target's class probabilities, in nats, batch average.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before the softmax: what shall come near the target.
+    target_logits
+        ``(B, K)``, before the softmax; taken as given, and gets no gradient.
+
+    Source: Miyato et al. 2018 (VAT), equation 5.
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    target = target_logits.detach().log_softmax(1)
+    return (target.exp() * (target - class_logits.log_softmax(1))).sum(1).mean()
+
+
+def pseudo_label_loss(class_logits: Tensor, guesses: Tensor, threshold: float) -> Tensor:
+    """Cross-entropy against one's own sure guesses, in nats, averaged over the whole batch.
+
+    An image counts if its largest guess is above the threshold, and its label is that class.
+    Images that do not count stay in the denominator, so the term grows with the number that do.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before the softmax.
+    guesses
+        ``(B, K)`` class probabilities; they are taken as given, and get no gradient.
+    threshold
+        From 0 (everything counts) to 1 (nothing does).
+
+    Source: Lee 2013, "Pseudo-Label", equations 15 and 16; with the threshold, Sohn et al. 2020
+    (FixMatch), equation 4.
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    confidence, labels = guesses.detach().max(1)
+    losses = F.cross_entropy(class_logits, labels, reduction="none")
+    return (losses * (confidence > threshold)).mean()
 
 
 def energy_margin_loss(real_energy: Tensor, fake_energy: Tensor, margin: float) -> Tensor:

@@ -15,6 +15,7 @@ from semigen_lib.losses import (
     bernoulli_loss,
     brier_loss,
     classification_loss,
+    divergence_loss,
     energy_margin_loss,
     feature_matching_loss,
     information_loss,
@@ -24,6 +25,7 @@ from semigen_lib.losses import (
     marginal_loss,
     normal_divergence,
     prior_loss,
+    pseudo_label_loss,
     real_probability,
     reconstruction_loss,
     sampled_marginal_loss,
@@ -38,6 +40,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 LOGITS, LABELS = normal(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
 SOME = torch.tensor([0, IGNORED, 1, IGNORED, 2, 0])
+GUESSES = normal(6, 4, seed=1).softmax(1)
 #: A call of each loss, as a function of what a network put out.
 CALLS = {
     "bernoulli_loss": (
@@ -46,6 +49,10 @@ CALLS = {
     ),
     "brier_loss": (lambda v: brier_loss(v, LABELS), [LOGITS]),
     "classification_loss": (lambda v: classification_loss(v, SOME), [LOGITS]),
+    "divergence_loss": (
+        lambda v: divergence_loss(v, normal(6, 4, seed=1).to(v).repeat(len(v) // 6, 1)),
+        [LOGITS],
+    ),
     "energy_margin_loss": (
         lambda real, fake: energy_margin_loss(real, fake, 1.0),
         [normal(5).square(), torch.tensor([0.2, 0.7, 1.4, 3.0], dtype=torch.float64)],
@@ -58,6 +65,10 @@ CALLS = {
     "marginal_loss": (marginal_loss, [LOGITS, normal(6, 4, seed=1)]),
     "normal_divergence": (normal_divergence, [normal(5, 3), normal(5, 3, seed=1)]),
     "prior_loss": (prior_loss, [normal(5, 3)]),
+    "pseudo_label_loss": (
+        lambda v: pseudo_label_loss(v, GUESSES.to(v).repeat(len(v) // 6, 1), 0.5),
+        [LOGITS],
+    ),
     "real_probability": (real_probability, [LOGITS]),
     "reconstruction_loss": (
         reconstruction_loss,
@@ -467,3 +478,38 @@ def test_one_drawn_class_is_right_in_the_mean_over_draws() -> None:
     exact = marginal_loss(logits, costs)
     torch.testing.assert_close(value, exact.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(exact, logits)[0])
+
+
+# ---- one's own guesses ----
+
+
+def test_pseudo_labels_by_hand_and_only_the_sure_ones() -> None:
+    guesses = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
+    logits = torch.zeros(3, 2, requires_grad=True)  # each costs log 2, whatever its label
+    for threshold, sure in ((0.0, 3), (0.7, 2), (0.85, 1), (0.9, 0), (1.0, 0)):
+        loss = pseudo_label_loss(logits, guesses, threshold)
+        assert loss.item() == pytest.approx(sure / 3 * math.log(2)), "over the whole batch"
+    pseudo_label_loss(logits, guesses, 0.7).backward()
+    pulled = torch.tensor([[-0.5, 0.5], [0.0, 0.0], [0.5, -0.5]]) / 3
+    torch.testing.assert_close(logits.grad, pulled)
+
+
+def test_not_even_certainty_is_above_a_threshold_of_one() -> None:
+    certain = F.one_hot(LABELS, 4).double()
+    assert pseudo_label_loss(LOGITS, certain, 1.0) == 0
+    whole = pseudo_label_loss(LOGITS, certain, 0.999)
+    torch.testing.assert_close(whole, classification_loss(LOGITS, LABELS))
+
+
+def test_divergence_by_hand() -> None:
+    half, quarter = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, math.log(3)]])
+    wanted = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert divergence_loss(quarter, half).item() == pytest.approx(wanted)
+    assert divergence_loss(quarter + 7, quarter).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [divergence_loss, lambda v, t: pseudo_label_loss(v, t, 0.0)])
+def test_a_guess_is_a_target_and_gets_no_gradient(loss) -> None:
+    logits, target = LOGITS.clone().requires_grad_(), GUESSES.clone().requires_grad_()
+    loss(logits, target).backward()
+    assert target.grad is None and logits.grad.abs().sum() > 0

@@ -5,12 +5,19 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import same_weights, weights
 
 from semigen_lib.data import UNLABELED, Batch, BatchStream
-from semigen_lib.losses import LSGAN_CODE, least_squares_loss
+from semigen_lib.losses import (
+    LSGAN_CODE,
+    divergence_loss,
+    information_loss,
+    least_squares_loss,
+)
 from semigen_lib.methods import METHODS, build_method
-from semigen_lib.methods.method import Method, MethodConfig, method_name
+from semigen_lib.methods.method import Method, MethodConfig, method_name, ramp_up
+from semigen_lib.methods.vat import unit_length
 from semigen_lib.training import train, training_step
 
 ONE_LINE = r"\A[^\n]*expected [^\n]*, got [^\n]*\Z"
@@ -174,8 +181,8 @@ def test_every_parameter_that_is_used_gets_a_gradient(name, make_method, batch) 
     method = make_method(name).train()
     step_through(method, batch)
     for parameter, tensor in method.named_parameters():
-        # supervised keeps the code head so that its network is the one of combined
-        unused = name == "supervised" and parameter.startswith("encoder.latent.")
+        # Who only reads keeps the code head so that its network is the one of combined.
+        unused = not method.draws and parameter.startswith("encoder.latent.")
         assert (tensor.grad is None) == unused, parameter
 
 
@@ -562,3 +569,180 @@ def test_m2_draws_style_and_class_apart(make_method) -> None:
         method.decoder.stages[0].weight[:, :4] = 0  # styles do not matter any more
     images = method.generate(torch.tensor([3, 3, 5]))
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+
+
+# ---- methods that learn from their own guesses ----
+
+PLAIN_CONSISTENCY = [
+    ("pseudo_label", {"threshold": 1.0}),
+    ("pseudo_label", {"pseudo_weight": 0.0, "threshold": 0.0}),
+    ("vat", {"smoothness_weight": 0.0, "information_weight": 0.0}),
+]
+
+
+def steps_with_seeded_noise(method: Method, batch: Batch) -> dict[str, torch.Tensor]:
+    """Take three steps, each from a fresh seed: what a method draws late disturbs no next step."""
+    optimizers = method.train().optimizers()
+    for step in range(3):
+        method.prepare(batch.images.byte(), batch.labels, 0.5)
+        torch.manual_seed(step)
+        training_step(method, batch, optimizers)
+    return weights(method)
+
+
+@pytest.mark.parametrize("augment", [0, 1])
+@pytest.mark.parametrize(("name", "settings"), PLAIN_CONSISTENCY)
+def test_without_its_own_guesses_it_is_supervised_bit_for_bit(
+    name, settings, augment, make_method, batch
+) -> None:
+    if "augment" in {field.name for field in fields_of(name)}:
+        settings = {**settings, "augment": augment}
+    elif augment:
+        pytest.skip("has no augmentation")
+    supervised = steps_with_seeded_noise(make_method("supervised", augment=augment), batch)
+    assert same_weights(steps_with_seeded_noise(make_method(name, **settings), batch), supervised)
+    awake = {"threshold": 0.0} if "threshold" in settings else {}
+    assert not same_weights(
+        steps_with_seeded_noise(make_method(name, **awake), batch), supervised
+    ), "the test can fail"
+
+
+def test_augmented_supervised_sees_other_images_every_time(make_method, batch) -> None:
+    plain, views = make_method("supervised").eval(), make_method("supervised", augment=1).eval()
+    ((_, one),), ((_, other),) = list(views.updates(batch)), list(views.updates(batch))
+    assert one["classification"] != other["classification"], "two random views"
+    ((_, one),), ((_, other),) = list(plain.updates(batch)), list(plain.updates(batch))
+    assert one["classification"] == other["classification"]
+
+
+@pytest.mark.parametrize("value", [-1, 2])
+def test_augment_is_a_switch(value) -> None:
+    with pytest.raises(ValueError, match=r"\Aaugment: expected a number from 0 to 1, got"):
+        METHODS["supervised"].Config(augment=value)
+
+
+def test_ramp_up_by_hand() -> None:
+    assert [ramp_up(p, 0.5) for p in (0.0, 0.25, 0.5, 0.9)] == [0.0, 0.5, 1.0, 1.0]
+    assert ramp_up(0.0, 0.0) == 1.0, "no ramp at all"
+
+
+def test_first_terms_of_pseudo_label_by_hand(make_method, batch) -> None:
+    method, twin = (make_method("pseudo_label", threshold=0.0).train() for _ in range(2))
+    for progress, share in ((0.1, 0.25), (0.4, 1.0), (0.9, 1.0)):
+        method.prepare(None, None, progress)
+        torch.manual_seed(4)
+        terms = dict(method.updates(batch))["classifier"]
+        labels = twin.eval().predict(batch.images).argmax(1)
+        twin.train()
+        torch.manual_seed(4)
+        labeled = F.cross_entropy(twin.predict(batch.labeled_images), batch.labels)
+        torch.testing.assert_close(terms["classification"], labeled)
+        pseudo = F.cross_entropy(twin.predict(batch.images), labels)
+        torch.testing.assert_close(terms["pseudo"], share * pseudo)
+
+
+def test_first_terms_of_vat_by_hand(make_method, batch) -> None:
+    method, twin = make_method("vat", epsilon=3.0).train(), make_method("vat").eval()
+    torch.manual_seed(4)
+    terms = dict(method.updates(batch))["classifier"]
+    assert method.training
+    logits = twin.predict(batch.images)
+    torch.testing.assert_close(terms["information"], information_loss(logits))
+    torch.manual_seed(4)
+    method.predict(batch.labeled_images)  # draws its noise first
+    change = method.eval().worst_change(batch.images, logits)
+    p, q = logits.softmax(1), twin.predict(batch.images + change).softmax(1)
+    torch.testing.assert_close(terms["smoothness"], (p * (p / q).log()).sum(1).mean())
+
+
+def test_the_worst_change_has_length_epsilon_and_is_worse_than_chance(make_method, batch) -> None:
+    method = make_method("vat", epsilon=1.5).eval()
+    logits = method.predict(batch.images)
+    change = method.worst_change(batch.images, logits)
+    torch.testing.assert_close(change.flatten(1).norm(dim=1), torch.full((8,), 1.5))
+    assert not change.requires_grad
+    worst = divergence_loss(method.predict(batch.images + change), logits)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        chance = 1.5 * unit_length(torch.randn_like(change))
+        assert worst > 2 * divergence_loss(method.predict(batch.images + chance), logits)
+
+
+def test_without_a_change_smoothness_teaches_nothing(make_method, batch) -> None:
+    method = make_method("vat", epsilon=0.0).train()
+    ((_, terms),) = method.updates(batch)
+    assert abs(terms["smoothness"].item()) < 1e-6
+    terms["smoothness"].backward()
+    used = [p.grad for p in method.parameters() if p.grad is not None]
+    assert used and max(gradient.abs().max() for gradient in used) < 1e-6
+
+
+def test_no_direction_stays_no_direction() -> None:
+    assert unit_length(torch.zeros(2, 1, 4, 4)).abs().max() == 0
+
+
+# ---- ss_aae ----
+
+
+def test_first_terms_of_ss_aae_by_hand(make_method, batch) -> None:
+    method, twin = make_method("ss_aae").train(), make_method("ss_aae").train()
+    torch.manual_seed(4)
+    seen = dict(step_through(method, batch))
+    torch.manual_seed(4)
+    styles, class_logits = twin.encoder(torch.cat([batch.images, batch.labeled_images]))
+    by_chance, noise = torch.randint(10, (8,)), torch.randn(8, 4)
+    classes = class_logits[:8].softmax(1)
+    got = seen["discriminators"]
+    score = twin.class_discriminator(torch.eye(10)[by_chance])
+    torch.testing.assert_close(got["class_real"], 0.5 * ((score - 1) ** 2).mean())
+    score = twin.class_discriminator(classes)
+    torch.testing.assert_close(got["class_fake"], 0.5 * (score**2).mean())
+    score = twin.style_discriminator(noise)
+    torch.testing.assert_close(got["style_real"], 0.5 * ((score - 1) ** 2).mean())
+    score = twin.style_discriminator(styles[:8])
+    torch.testing.assert_close(got["style_fake"], 0.5 * (score**2).mean())
+    # The autoencoder redraws labelled images with their true class, and meets new discriminators.
+    got, images = seen["autoencoder"], torch.cat([batch.images, batch.labeled_images])
+    redrawn = twin.decoder(styles, torch.cat([classes, torch.eye(10)[batch.labels]]))
+    torch.testing.assert_close(got["reconstruction"], ((images - redrawn) ** 2).mean())
+    chosen = class_logits[8:].log_softmax(1)[torch.arange(10), batch.labels]
+    torch.testing.assert_close(got["classification"], -chosen.mean())
+    score = method.class_discriminator(classes)
+    torch.testing.assert_close(got["class_adversarial"], 0.5 * ((score - 1) ** 2).mean())
+    score = method.style_discriminator(styles[:8])
+    torch.testing.assert_close(got["style_adversarial"], 0.5 * ((score - 1) ** 2).mean())
+
+
+def test_ss_aae_without_its_games_is_an_autoencoder_and_a_classifier(make_method, batch) -> None:
+    """Whatever the discriminators say, nobody listens; with either weight somebody does."""
+    off = {"class_adversarial_weight": 0.0, "style_adversarial_weight": 0.0}
+    for settings, listens in ((off, False), *(({**off, name: 1.0}, True) for name in off)):
+        first, second = (make_method("ss_aae", **settings).train() for _ in range(2))
+        with torch.no_grad():
+            for name in first.players["discriminators"]:
+                for parameter in getattr(second, name).parameters():
+                    parameter.normal_()
+        moved = []
+        for method in (first, second):
+            torch.manual_seed(0)
+            terms = dict(step_through(method, batch))["autoencoder"]
+            moved.append({**weights(method.encoder), **weights(method.decoder)})
+        assert same_weights(*moved) != listens
+    by_hand = 10 * terms["reconstruction"] + terms["classification"] + terms["style_adversarial"]
+    torch.testing.assert_close(method.objective(terms), by_hand)
+
+
+def test_classes_said_with_doubt_are_found_out(make_method) -> None:
+    """What the game on classes is for: a discriminator learns to tell doubt from a decision."""
+    torch.manual_seed(0)
+    discriminator = make_method("ss_aae").class_discriminator
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
+    for _ in range(100):
+        sure = torch.eye(10)[torch.randint(10, (64,))]
+        doubt = (torch.randn(64, 10)).softmax(1)
+        optimizer.zero_grad()
+        real = least_squares_loss(discriminator(sure), LSGAN_CODE.real)
+        (real + least_squares_loss(discriminator(doubt), LSGAN_CODE.fake)).backward()
+        optimizer.step()
+    discriminator.eval()
+    assert discriminator(sure).mean() > 0.8 and discriminator(doubt).mean() < 0.2

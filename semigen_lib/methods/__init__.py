@@ -10,8 +10,10 @@ from semigen_lib.methods.combined import Combined
 from semigen_lib.methods.lsgan import Lsgan
 from semigen_lib.methods.m2 import M2
 from semigen_lib.methods.method import Method
+from semigen_lib.methods.pseudo_label import PseudoLabel
 from semigen_lib.methods.sgan import Sgan
 from semigen_lib.methods.supervised import Supervised
+from semigen_lib.methods.vat import Vat
 from semigen_lib.models import ImageShape
 
 __all__ = [
@@ -27,6 +29,8 @@ METHODS: dict[str, type[Method]] = {
     "combined": Combined,
     "sgan": Sgan,
     "m2": M2,
+    "pseudo_label": PseudoLabel,
+    "vat": Vat,
 }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "Terms",
     "choose_classes",
     "method_name",
+    "ramp_up",
     "rate_factor",
     "refuse_classes",
 ]
@@ -62,6 +63,10 @@ class MethodConfig:
 
 _LARGEST = 1e6  # of a weight or a target: whoever asks for more has mistyped
 _RANGES = {
+    "augment": (0, 1),
+    "epsilon": (0.0, _LARGEST),
+    "ramp": (0.0, 1.0),
+    "threshold": (0.0, 1.0),
     "learning_rate": (0.0, 1.0),
     "beta1": (0.0, 0.99999),  # Adam divides by 1 - beta
     "beta2": (0.0, 0.99999),
@@ -93,6 +98,21 @@ def rate_factor(progress: float, decay_from: float) -> float:
     if progress <= decay_from:
         return 1.0
     return max(0.0, (1.0 - progress) / (1.0 - decay_from))
+
+
+def ramp_up(progress: float, until: float) -> float:
+    """Return a straight line from 0, at the start of a run, to 1, which it keeps.
+
+    What a method believes of its own guesses should grow with them.
+
+    Parameters
+    ----------
+    progress
+        How much of the run is done, from 0 to 1.
+    until
+        Where the line reaches 1; at 0 there is no line.
+    """
+    return 1.0 if progress >= until else progress / until
 
 
 class Method(nn.Module):

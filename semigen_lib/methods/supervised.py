@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from semigen_lib.augment import warp
 from semigen_lib.data import Batch
 from semigen_lib.losses import classification_loss
 from semigen_lib.methods.method import Method, MethodConfig, Terms
@@ -24,6 +25,7 @@ class SupervisedConfig(MethodConfig):
 
     latent_dim: int = 32  # kept so that the network is the same; the code is not used
     width: int = 16
+    augment: int = 0  # 1: learn from mild random views of the labelled images
 
 
 class Supervised(Method):
@@ -42,7 +44,8 @@ class Supervised(Method):
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
         """One player, one term."""
-        _, class_logits = self.encoder(batch.labeled_images)
+        images = batch.labeled_images
+        _, class_logits = self.encoder(warp(images) if self.config.augment else images)
         yield "classifier", {"classification": classification_loss(class_logits, batch.labels)}
 
     def predict(self, images: Tensor) -> Tensor:
