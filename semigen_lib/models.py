@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 __all__ = [
     "N_FEATURES",
+    "CodeDiscriminator",
     "ConvTrunk",
     "Decoder",
     "Discriminator",
@@ -331,6 +332,34 @@ class MlpDecoder(nn.Module):
     def forward(self, latent: Tensor, class_probs: Tensor | None = None) -> Tensor:
         """Map the latent ``(B, Z)``, and class_probs ``(B, K)`` when K > 0, to images in [0, 1]."""
         return self.logits(latent, class_probs).sigmoid()
+
+
+class CodeDiscriminator(nn.Module):
+    """A code goes in, an unbounded score comes out: high for codes from the prior.
+
+    Noise on the code while training, 0.3, blurs what is too easy to tell: that class
+    probabilities are never quite 0 and 1.
+
+    Parameters
+    ----------
+    n_inputs
+        Length of the code.
+    n_units
+        Units of each of the two hidden layers.
+
+    Source: Makhzani et al. 2015, appendix A. Shown in: book/09_choosing_a_method.ipynb
+    """
+
+    def __init__(self, n_inputs: int, n_units: int) -> None:
+        super().__init__()
+        stages: list[nn.Module] = [GaussianNoise(0.3)]
+        for n_before in (n_inputs, n_units):
+            stages += [nn.Linear(n_before, n_units), nn.LeakyReLU(0.2)]
+        self.stages = nn.Sequential(*stages, nn.Linear(n_units, 1), nn.Flatten(0))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Map ``(B, n_inputs)`` to scores ``(B,)``."""
+        return self.stages(codes).float()
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:

@@ -12,6 +12,7 @@ from semigen_lib.methods.m2 import M2
 from semigen_lib.methods.method import Method
 from semigen_lib.methods.pseudo_label import PseudoLabel
 from semigen_lib.methods.sgan import Sgan
+from semigen_lib.methods.ss_aae import SsAae
 from semigen_lib.methods.supervised import Supervised
 from semigen_lib.methods.vat import Vat
 from semigen_lib.models import ImageShape
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "m2": M2,
     "pseudo_label": PseudoLabel,
     "vat": Vat,
+    "ss_aae": SsAae,
 }
 
 
