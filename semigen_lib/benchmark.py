@@ -297,8 +297,9 @@ def run_cells(
     best = min(
         (_error_and_name(*pair) for pair in there if pair[0].path in asked), default=(math.inf, "")
     )
-    bar = tqdm(total=len(cells), initial=len(cells) - len(missing), disable=not progress,
-               unit="cell")  # fmt: skip
+    done = len(cells) - len(missing)
+    bar = tqdm(total=len(cells), initial=done, disable=not progress, unit="cell",
+               miniters=1, mininterval=0)  # fmt: skip  # minutes apart: none may wait unseen
     with bar, closing(_outcomes(missing, jobs, scheduler)) as outcomes:
         for cell, record in outcomes:
             problem = record if isinstance(record, str) else None
@@ -384,13 +385,15 @@ def find_cells(folder: Path) -> list[tuple[Cell, dict[str, Any]]]:
             record = read_json(path)
             cell = _cell_of(record)
             if folder / cell.path != path:
-                raise ValueError(f"expected it as {cell.path}")
+                raise ValueError(f"the contents of {cell.path}")
             found.append((cell, record))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             if "newer semigen_lib" in str(error):  # not ours to overwrite
                 raise
-            reason = " ".join(str(error).removeprefix(f"{path}: ").split())
-            warnings.warn(f"{path}: expected a finished cell, got {reason}", stacklevel=2)
+            reason = " ".join(str(error).split())
+            if not reason.startswith(f"{path}: "):
+                reason = f"{path}: expected a finished cell, got one with {reason}"
+            warnings.warn(reason, stacklevel=2)
     return found
 
 
