@@ -12,11 +12,13 @@ from semigen_lib.losses import (
     IGNORED,
     LSGAN_CODE,
     TargetCode,
+    balance_loss,
     bernoulli_loss,
     brier_loss,
     classification_loss,
     divergence_loss,
     energy_margin_loss,
+    entropy_loss,
     feature_matching_loss,
     information_loss,
     is_fake_loss,
@@ -43,6 +45,7 @@ SOME = torch.tensor([0, IGNORED, 1, IGNORED, 2, 0])
 GUESSES = normal(6, 4, seed=1).softmax(1)
 #: A call of each loss, as a function of what a network put out.
 CALLS = {
+    "balance_loss": (balance_loss, [LOGITS]),
     "bernoulli_loss": (
         lambda v: bernoulli_loss(v, normal(2, 1, 3, 3, seed=1).sigmoid().to(v)),
         [normal(2, 1, 3, 3)],
@@ -57,6 +60,7 @@ CALLS = {
         lambda real, fake: energy_margin_loss(real, fake, 1.0),
         [normal(5).square(), torch.tensor([0.2, 0.7, 1.4, 3.0], dtype=torch.float64)],
     ),
+    "entropy_loss": (entropy_loss, [LOGITS]),
     "feature_matching_loss": (feature_matching_loss, [normal(6, 3), normal(4, 3, seed=1)]),
     "information_loss": (information_loss, [LOGITS]),
     "is_fake_loss": (is_fake_loss, [LOGITS]),
@@ -513,3 +517,18 @@ def test_a_guess_is_a_target_and_gets_no_gradient(loss) -> None:
     logits, target = LOGITS.clone().requires_grad_(), GUESSES.clone().requires_grad_()
     loss(logits, target).backward()
     assert target.grad is None and logits.grad.abs().sum() > 0
+
+
+def test_entropy_and_balance_between_their_limits() -> None:
+    sure, unsure = 50 * F.one_hot(torch.arange(4), 4).double(), torch.zeros(4, 4).double()
+    assert entropy_loss(sure).item() == pytest.approx(0, abs=1e-9)
+    assert entropy_loss(unsure).item() == pytest.approx(math.log(4))
+    one_class = sure[:1].repeat(4, 1)
+    assert balance_loss(one_class).item() == pytest.approx(math.log(4))
+    for balanced in (sure, unsure):
+        assert balance_loss(balanced).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_information_is_entropy_and_balance() -> None:
+    both = entropy_loss(LOGITS) + balance_loss(LOGITS)
+    torch.testing.assert_close(information_loss(LOGITS) + math.log(4), both)

@@ -66,7 +66,7 @@ class PseudoLabel(Method):
         yield "classifier", terms | {"pseudo": ramp_up(self.progress, self.config.ramp) * pseudo}
 
     def guess(self, images: Tensor) -> Tensor:
-        """Return class probabilities ``(B, K)``, without the noise of training and without graph."""
+        """Return class probabilities ``(B, K)`` as in evaluation mode, without graph."""
         self.eval()
         with torch.no_grad():
             class_logits = self.predict(images)

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from semigen_lib.data import Batch
-from semigen_lib.losses import classification_loss, divergence_loss, information_loss
+from semigen_lib.losses import (
+    balance_loss,
+    classification_loss,
+    divergence_loss,
+    entropy_loss,
+)
 from semigen_lib.methods.method import Method, MethodConfig, Terms
 from semigen_lib.models import Encoder, ImageShape
 
@@ -26,11 +31,11 @@ class VatConfig(MethodConfig):
 
     latent_dim: int = 32  # kept so that the network is the same; the code is not used
     width: int = 16
-    batch_size: int = 128
-    epsilon: float = 2.0  # length of the change, over all pixels of an image together
-    probe: float = 0.5  # length of the first, random change, that finds the worst direction
+    epsilon: float = 1.5  # length of the change, over all pixels of an image together
+    probe: float = 1.0  # length of the first, random change, that finds the worst direction
     smoothness_weight: float = 1.0
-    information_weight: float = 1.0  # be sure, and use all classes equally often
+    entropy_weight: float = 0.2  # be sure of unlabelled images ...
+    balance_weight: float = 1.0  # ... and use all classes equally often
 
 
 class Vat(Method):
@@ -38,7 +43,7 @@ class Vat(Method):
 
     The worst neighbour is one step of a power iteration away: the gradient of the divergence at a
     small random change points along the direction in which reading changes fastest. It asks for
-    no label, so every image teaches. With both weights 0 it is ``supervised``.
+    no label, so every image teaches. With its three weights 0 it is ``supervised``.
 
     Source: Miyato et al. 2018, "Virtual Adversarial Training", algorithm 1; the entropy term is
     extended by the balance of classes.
@@ -62,7 +67,8 @@ class Vat(Method):
         worst_logits = self.predict(batch.images + self.worst_change(batch.images, clean_logits))
         self.train()
         terms["smoothness"] = divergence_loss(worst_logits, clean_logits)
-        terms["information"] = information_loss(clean_logits)
+        terms["entropy"] = entropy_loss(clean_logits)
+        terms["balance"] = balance_loss(clean_logits)
         yield "classifier", terms
 
     def worst_change(self, images: Tensor, class_logits: Tensor) -> Tensor:
