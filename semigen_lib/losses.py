@@ -296,6 +296,38 @@ def information_loss(class_logits: Tensor) -> Tensor:
     return (mean * mean.clamp(min=1e-12).log()).sum() - (probs * log_probs).sum(1).mean()
 
 
+def entropy_loss(class_logits: Tensor) -> Tensor:
+    """Entropy of each image's class probabilities, in nats, averaged over the batch: be sure.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before the softmax.
+
+    Source: Grandvalet and Bengio 2005, equation 8. Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    log_probs = class_logits.log_softmax(1)
+    return -(log_probs.exp() * log_probs).sum(1).mean()
+
+
+def balance_loss(class_logits: Tensor) -> Tensor:
+    """Divergence of the batch's mean class probabilities from equal shares, in nats.
+
+    From 0, when all K classes are read equally often, to ``log(K)``, when only one is. With
+    :func:`entropy_loss` it adds up to ``information_loss + log(K)``.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``, before the softmax; B several times K, or the mean says little.
+
+    Source: Krause et al. 2010 (RIM), equation 3, the first entropy alone.
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    mean = class_logits.softmax(1).mean(0)
+    return math.log(class_logits.shape[1]) + (mean * mean.clamp(min=1e-12).log()).sum()
+
+
 def divergence_loss(class_logits: Tensor, target_logits: Tensor) -> Tensor:
     """Kullback-Leibler divergence from the target's class probabilities, in nats, batch average.
 
@@ -344,38 +376,6 @@ def energy_margin_loss(real_energy: Tensor, fake_energy: Tensor, margin: float) 
     ----------
     real_energy, fake_energy
         ``(B,)``, non-negative: reconstruction errors of an autoencoder that is the discriminator.
-def entropy_loss(class_logits: Tensor) -> Tensor:
-    """Entropy of each image's class probabilities, in nats, averaged over the batch: be sure.
-
-    Parameters
-    ----------
-    class_logits
-        ``(B, K)``, before the softmax.
-
-    Source: Grandvalet and Bengio 2005, equation 8. Shown in: book/07_learning_from_few_labels.ipynb
-    """
-    log_probs = class_logits.log_softmax(1)
-    return -(log_probs.exp() * log_probs).sum(1).mean()
-
-
-def balance_loss(class_logits: Tensor) -> Tensor:
-    """Divergence of the batch's mean class probabilities from equal shares, in nats.
-
-    From 0, when all K classes are read equally often, to ``log(K)``, when only one is. With
-    :func:`entropy_loss` it adds up to ``information_loss + log(K)``.
-
-    Parameters
-    ----------
-    class_logits
-        ``(B, K)``, before the softmax; B several times K, or the mean says little.
-
-    Source: Krause et al. 2010 (RIM), equation 3, the first entropy alone.
-    Shown in: book/07_learning_from_few_labels.ipynb
-    """
-    mean = class_logits.softmax(1).mean(0)
-    return math.log(class_logits.shape[1]) + (mean * mean.clamp(min=1e-12).log()).sum()
-
-
     margin
         Positive, in units of the energy. Without it nothing opposes the reconstruction of fakes.
 

@@ -31,10 +31,11 @@ class VatConfig(MethodConfig):
 
     latent_dim: int = 32  # kept so that the network is the same; the code is not used
     width: int = 16
-    epsilon: float = 1.5  # length of the change, over all pixels of an image together
+    batch_size: int = 96
+    epsilon: float = 2.0  # length of the change, over all pixels of an image together
     probe: float = 1.0  # length of the first, random change, that finds the worst direction
     smoothness_weight: float = 1.0
-    entropy_weight: float = 0.2  # be sure of unlabelled images ...
+    entropy_weight: float = 1.0  # be sure of unlabelled images ...
     balance_weight: float = 1.0  # ... and use all classes equally often
 
 
@@ -43,7 +44,8 @@ class Vat(Method):
 
     The worst neighbour is one step of a power iteration away: the gradient of the divergence at a
     small random change points along the direction in which reading changes fastest. It asks for
-    no label, so every image teaches. With its three weights 0 it is ``supervised``.
+    no label, so every image teaches. With its three weights 0 it is
+    ``supervised`` without that method's noise.
 
     Source: Miyato et al. 2018, "Virtual Adversarial Training", algorithm 1; the entropy term is
     extended by the balance of classes.
@@ -59,17 +61,26 @@ class Vat(Method):
         self.encoder = Encoder(image_shape, config.latent_dim, n_classes, config.width)
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
-        """One player; the unlabelled terms see the network as it predicts, without its noise."""
-        class_logits = self.predict(batch.labeled_images)
-        terms = {"classification": classification_loss(class_logits, batch.labels)}
-        self.eval()  # noise would change what is read, too, and drown the small change
+        """One player; all terms see the network as it predicts, without the noise of training.
+
+        Noise would drown the small change. And a network that met labelled images only with
+        noise, unlabelled ones only without, learnt to tell the two apart, and forgot the labels
+        where there is no noise.
+        """
+        self.eval()
+        labeled_logits = self.predict(batch.labeled_images)
         clean_logits = self.predict(batch.images)
         worst_logits = self.predict(batch.images + self.worst_change(batch.images, clean_logits))
         self.train()
-        terms["smoothness"] = divergence_loss(worst_logits, clean_logits)
-        terms["entropy"] = entropy_loss(clean_logits)
-        terms["balance"] = balance_loss(clean_logits)
-        yield "classifier", terms
+        yield (
+            "classifier",
+            {
+                "classification": classification_loss(labeled_logits, batch.labels),
+                "smoothness": divergence_loss(worst_logits, clean_logits),
+                "entropy": entropy_loss(clean_logits),
+                "balance": balance_loss(clean_logits),
+            },
+        )
 
     def worst_change(self, images: Tensor, class_logits: Tensor) -> Tensor:
         """Return the change of length epsilon, ``(B, C, H, W)``, that hurts most, to first order.
