@@ -215,6 +215,7 @@ def test_the_commit_is_of_the_library_and_says_if_it_was_changed(tmp_path, monke
         source.write_text("1\n")
         assert now() is None, "no checkout"
         git("init", "-q")
+        git("commit", "-q", "--allow-empty", "-m", "not about us")
         assert now() is None, "somebody else's checkout"
         git("add", ".")
         git("commit", "-q", "-m", "first")
@@ -414,7 +415,9 @@ def test_a_local_cluster_gives_the_same_cells(by_processes, here, monkeypatch) -
     ) as cluster:
         line = f"benchmark {ASKED} --out cluster --scheduler {cluster.scheduler_address} --quiet"
         line = line.replace("--data shapes", f"--data {by_processes.parent / 'shapes'}")
+        assert cluster.scheduler.transition_counter == 0
         assert run(line) == 0
+        assert cluster.scheduler.transition_counter >= 3 * len(NAMES), "the workers were idle"
     assert without_seconds(Path("cluster")) == without_seconds(by_processes)
 
 
