@@ -45,6 +45,7 @@ from semigen_lib.checkpoint import (
 )
 from semigen_lib.data import (
     UNLABELED,
+    ImageData,
     ImageSet,
     list_folder,
     load_images,
@@ -56,6 +57,7 @@ from semigen_lib.methods import METHODS, build_method
 from semigen_lib.methods.method import Method
 from semigen_lib.models import ImageShape
 from semigen_lib.runtime import DEVICES, PRECISIONS, pick_device, seed_everything
+from semigen_lib.samples import classification_accuracy_score, measure_samples
 from semigen_lib.training import History, TrainingError, check_duration, train
 
 __all__ = [
@@ -196,6 +198,10 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         description="Measure a run on the test images of its data and print the figures as JSON.",
     )
     _add_run(command)
+    command.add_argument("--samples-per-class", type=int, default=500, metavar="N", help="drawings "
+        "of each class to measure, if it draws on request; 0 for none (default: 500)")  # fmt: skip
+    command.add_argument("--cas", action="store_true", help="also the classification accuracy "
+        "score: train a classifier on the drawings, test it on real images")  # fmt: skip
     _add_device(command)
     command.set_defaults(run=run_evaluate)
 
@@ -490,7 +496,14 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the figures of a run on the test set as one line of JSON."""
+    per_class = options.samples_per_class
+    if per_class < 0 or per_class == 1:
+        raise ValueError(f"--samples-per-class: expected 0 or at least 2, got {per_class}")
+    if options.cas and per_class == 0:
+        raise ValueError("--cas: expected --samples-per-class of at least 2, got 0")
     method, config = load_run(options.run_folder, options.device)
+    if options.cas and not method.draws_on_request:
+        raise ValueError(f"--cas: expected a method that draws on request, got {config['method']}")
     channels, image_size, _ = config["image_shape"]
     data = load_images(config["data"], image_size=image_size, channels=channels)
     if list(data.class_names) != config["class_names"]:
@@ -504,7 +517,30 @@ def run_evaluate(options: argparse.Namespace) -> None:
     }
     if hasattr(method, "reconstruct"):
         figures["reconstruction"] = reconstruction_error(method, data.test.images)
+    if method.draws_on_request and per_class:
+        figures |= sample_figures(method, config, data, per_class, options.cas)
     sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def sample_figures(
+    method: Method, config: dict, data: ImageData, per_class: int, with_score: bool
+) -> dict[str, object]:
+    """Return what drawings of a run are worth, as far as it can be said for its data."""
+    requests = torch.arange(data.n_classes).repeat_interleave(per_class)
+    figures: dict[str, object] = {}
+    has_judge = config["data"] == "mnist" and config["image_shape"] == [1, 28, 28]
+    if has_judge or with_score:
+        seed_everything(config.get("seed", 0))
+        samples = draw(method, requests)
+    if has_judge:
+        figures["samples"] = measure_samples(samples, requests, data.train, data.test).to_dict()
+    else:
+        say(f"no judge comes with the package for {data.name}: drawings are not measured")
+    if with_score:
+        figures["classification_accuracy_score"] = classification_accuracy_score(
+            samples, requests, data.test
+        )
+    return figures
 
 
 def run_benchmark(options: argparse.Namespace) -> int:

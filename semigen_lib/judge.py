@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -94,4 +95,5 @@ def load_judge(folder: Path = JUDGE) -> Judge:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: expected the weights of a Judge, got {reason}") from None
-    return judge.eval().requires_grad_(False)
+    # This layout of memory is read half as fast again.
+    return judge.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -140,7 +140,7 @@ def density_coverage(real: Tensor, drawn: Tensor, k: int = 5) -> tuple[float, fl
 
 
 def nearest_distances(points: Tensor, others: Tensor, k: int = 1) -> Tensor:
-    """Return for every point the Euclidean distance to its k-th nearest of ``others``.
+    """Return for every point the Euclidean distances to the k nearest of ``others``.
 
     A point that is itself among the others has a first neighbour at distance 0: ask for k + 1.
 
@@ -154,7 +154,7 @@ def nearest_distances(points: Tensor, others: Tensor, k: int = 1) -> Tensor:
     Returns
     -------
     Tensor
-        float64, shape (N,).
+        float64, shape (N, k), nearest first.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def nearest_distances(points: Tensor, others: Tensor, k: int = 1) -> Tensor:
         chosen = torch.cat(indices, 1).gather(1, best)
         # Anew from differences: products cancel, and a copy shall be at distance 0.
         exact = (rows[:, None] - others[chosen]).square().sum(2)
-        result.append(exact.max(1).values.sqrt())
+        result.append(exact.sort(1).values.sqrt())
     return torch.cat(result)
 
 
@@ -235,7 +235,7 @@ def _balls(centers: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if not 1 <= k < len(centers):
         raise ValueError(f"k: expected a number from 1 to {len(centers) - 1}, got {k}")
-    radii = nearest_distances(centers, centers, k + 1)
+    radii = nearest_distances(centers, centers, k + 1)[:, k]
     limits = radii.square() * (1 - _HAIR)
     held, inside = [], torch.zeros(len(points), dtype=torch.int64, device=points.device)
     for rows, limit in zip(centers.split(_ROWS), limits.split(_ROWS), strict=True):

@@ -23,6 +23,7 @@ from semigen_lib.checkpoint import load_state, load_weights
 from semigen_lib.cli import build_parser, explain, main
 from semigen_lib.data import ImageData, ImageSet, load_images, split_labels
 from semigen_lib.methods import METHODS
+from semigen_lib.samples import measure_samples
 from semigen_lib.training import TrainingError
 
 SMALL = " ".join(f"--set {name}={value}" for name, value in TINY.items())
@@ -282,6 +283,11 @@ BAD = {
     "evaluate: data gone": "evaluate runs/moved",
     "evaluate: other classes": "evaluate runs/classes",
     "evaluate: flipped bit": "evaluate runs/flipped",
+    "evaluate: one a class": "evaluate runs/combined --samples-per-class 1",
+    "evaluate: fewer than none": "evaluate runs/combined --samples-per-class -1",
+    "evaluate: score of no drawings": "evaluate runs/combined --samples-per-class 0 --cas",
+    "evaluate: score of a reader": "evaluate runs/supervised --cas",
+    "evaluate: drawings not whole": "evaluate runs/combined --samples-per-class 1.5",
     # what argparse refuses
     "no command": "",
     "unknown command": "paint",
@@ -353,9 +359,10 @@ def test_train_on_mnist(tmp_path, capsys) -> None:
     # The figure is that of the weights that were written.
     weights = load_weights(out / "model.safetensors", metrics["sha256"])
     assert weights and all(tensor.isfinite().all() for tensor in weights.values())
-    assert run(f"evaluate {out}") == 0
+    assert run(f"evaluate {out} --samples-per-class 0") == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["test_error"] == metrics["test_error"] and figures["n_test"] == 10000
+    assert "samples" not in figures
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -673,13 +680,56 @@ def test_evaluate_prints_one_line_of_json(method, workspace, capsys) -> None:
     assert run(f"evaluate {workspace}/runs/{method}") == 0
     out, err = capsys.readouterr()
     figures = json.loads(out)
-    assert out.count("\n") == 1 and err == ""
+    assert out.count("\n") == 1
     assert figures["method"] == method and figures["n_test"] == 6
+    # The drawings are of shapes, which the judge of digits has never seen.
+    if METHODS[method].draws_on_request:
+        assert err.count("\n") == 1 and "no judge" in err and "samples" not in figures
+    else:
+        assert err == ""
     metrics = json.loads((workspace / f"runs/{method}/metrics.json").read_text())
     assert figures["test_error"] == metrics["test_error"]
     if hasattr(METHODS[method], "reconstruct"):
         assert 0 < figures["reconstruction"] < 1
     assert snapshot(workspace) == before
+
+
+def test_evaluate_measures_drawings_of_digits(tmp_path, mnist, capsys, monkeypatch) -> None:
+    part = slice(0, 60000, 100)  # reading all of them takes half a minute
+    train = ImageSet(mnist.train.images[part], mnist.train.labels[part])
+    test = ImageSet(mnist.test.images[:600], mnist.test.labels[:600])
+    data = ImageData("mnist", mnist.class_names, train, test)
+    monkeypatch.setattr(cli, "load_images", lambda *_, **__: data)
+    scored = []
+
+    def score(samples, requests, images):
+        scored.append((samples, requests, images))
+        return 0.25
+
+    monkeypatch.setattr(cli, "classification_accuracy_score", score)
+    assert run(f"train --labels 10 --steps 2 --quiet --out {tmp_path}/run {SMALL}") == 0
+    capsys.readouterr()
+    lines = []
+    for options in ("--cas", "--cas", ""):
+        assert run(f"evaluate {tmp_path}/run --samples-per-class 20 {options}") == 0
+        out, err = capsys.readouterr()
+        assert out.count("\n") == 1 and err == ""
+        lines.append(json.loads(out))
+    assert lines[0] == lines[1], "the noise has a seed"
+    assert lines[0].pop("classification_accuracy_score") == 0.25
+    assert lines[0] == lines[2], "no score unless it is asked for"
+    samples, requests, images = scored[0]
+    assert len(samples) == 200 and requests.bincount().tolist() == [20] * 10
+    assert images.images is test.images
+    figures = lines[0]["samples"]
+    expected = measure_samples(samples, requests, train, test).to_dict()
+    assert figures == json.loads(json.dumps(expected))
+    assert figures["n"] == 200 and figures["collapsed"], "two steps teach nobody to draw"
+    assert figures["frechet_ratio"] > 10 and sum(figures["counts"]) == 200
+    # More drawings than there are real ones to compare them with.
+    assert run(f"evaluate {tmp_path}/run --samples-per-class 100") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "real_test: expected at least 100 images" in err
 
 
 # ---- the rest ----

@@ -73,10 +73,11 @@ ARROWS = {
     "evaluation": {"data", "losses", "methods.method", "runtime"},
     # These import, and nobody imports them.
     "diagnostics": {"data", "evaluation", "methods.method", "runtime", "training"},
+    "samples": {"data", "evaluation", "judge", "measures", "methods", "training"},
     "benchmark": {"checkpoint", "data", "evaluation", "methods", "methods.method", "runtime",
                   "training"},
     "cli": {"benchmark", "checkpoint", "data", "evaluation", "methods", "methods.method", "models",
-            "plotting", "runtime", "training"},
+            "plotting", "runtime", "samples", "training"},
 }  # fmt: skip
 
 
