@@ -24,11 +24,10 @@ from semigen_lib.losses import (
 )
 from semigen_lib.methods.method import Method, MethodConfig, Terms, choose_classes
 from semigen_lib.models import (
-    N_FEATURES,
-    ConvTrunk,
     ImageShape,
     MlpDecoder,
     MlpTrunk,
+    PooledTrunk,
     check_width,
     one_hot,
 )
@@ -43,19 +42,18 @@ __all__ = [
 class M2Config(MethodConfig):
     """Settings of :class:`M2`; bounds are in nats an image, about 100 for a digit."""
 
-    latent_dim: int = 32  # Z; the style
+    latent_dim: int = 8  # Z; the style, and short: what it cannot hold, the class must tell
     width: int = 16
-    convolutional: int = 1  # 0: the paper's fully connected networks
+    convolutional: int = 1  # the classifier; 0: fully connected, as everything in the paper
     summed: int = 1  # 0: one class is drawn for each image instead of trying all
     unlabeled_weight: float = 1.0  # the bound where the class is not known ...
-    labeled_weight: float = 1.0  # ... and where it is
-    classification_weight: float = 50.0  # the auxiliary term; without it labels barely matter
+    labeled_weight: float = 0.2  # ... and where it is; more would learn the few labelled by heart
+    classification_weight: float = 10.0  # the auxiliary term; without it labels barely matter
+    learning_rate: float = 3e-3
 
 
 class M2(Method):
     """Maximise a bound of the likelihood of images, and of the labels where they are known.
-
-    The classifier and the encoder of styles share a trunk, with noise while training.
 
     Source: Kingma et al. 2014, Semi-supervised Learning with Deep Generative Models, equations 6
     to 9.
@@ -64,21 +62,22 @@ class M2(Method):
 
     Config = M2Config
     reads = draws = draws_on_request = True
-    players = {"model": ("trunk", "class_head", "encoder", "decoder")}
+    players = {"model": ("trunk", "class_head", "style_trunk", "encoder", "decoder")}
 
     def __init__(self, config: M2Config, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__(config, image_shape, n_classes)
         check_width(config.width)
         n_hidden = 32 * config.width
         if config.convolutional:
-            n_features = N_FEATURES
-            self.trunk = ConvTrunk(image_shape, config.width, regularise=True)
+            n_features = 4 * config.width
+            self.trunk = PooledTrunk(image_shape, config.width)
         else:
             n_features = n_hidden
             self.trunk = MlpTrunk(image_shape, (n_hidden,), regularise=True)
-        self.class_head = nn.Sequential(nn.Dropout(0.5), nn.Linear(n_features, n_classes))
+        self.class_head = nn.Linear(n_features, n_classes)
+        self.style_trunk = MlpTrunk(image_shape, (n_hidden,), regularise=False)
         self.encoder = nn.Sequential(
-            nn.Linear(n_features + n_classes, n_hidden // 2),
+            nn.Linear(n_hidden + n_classes, n_hidden // 2),
             nn.Softplus(),
             nn.Linear(n_hidden // 2, 2 * config.latent_dim),
         )
@@ -86,9 +85,8 @@ class M2(Method):
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
         """One player: the bound has no adversary."""
-        n = len(batch.images)
-        features = self.trunk(torch.cat([batch.images, batch.labeled_images]))
-        class_logits = self.class_head(features).float()
+        n, images = len(batch.images), torch.cat([batch.images, batch.labeled_images])
+        class_logits, features = self.predict(images), self.style_trunk(images)
         known = one_hot(batch.labels, self.n_classes)
         terms = {
             "unlabeled": self._bound(batch.images, features[:n], class_logits[:n]),
@@ -105,7 +103,7 @@ class M2(Method):
         images
             ``(B, C, H, W)`` in [0, 1].
         features
-            ``(B, F)``, what the trunk makes of them.
+            ``(B, F)``, what the trunk of styles makes of them.
         class_probs
             ``(B, K)``, one-hot.
 
@@ -139,9 +137,9 @@ class M2(Method):
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Find class and style of ``(B, C, H, W)``, and redraw."""
-        features = self.trunk(images)
-        class_probs = self.class_head(features).float().softmax(1)
-        return self.decoder(self._styles(features, class_probs)[0], class_probs)
+        class_probs = self.predict(images).softmax(1)
+        latent, _ = self._styles(self.style_trunk(images), class_probs)
+        return self.decoder(latent, class_probs)
 
     def generate(self, labels: Tensor) -> Tensor:
         """Draw one image of each requested class; UNLABELED leaves the class to chance."""

@@ -19,6 +19,7 @@ from semigen_lib.losses import (
     brier_loss,
     classification_loss,
     feature_matching_loss,
+    information_loss,
     is_fake_loss,
     is_real_loss,
     least_squares_loss,
@@ -26,12 +27,11 @@ from semigen_lib.losses import (
 )
 from semigen_lib.methods.method import Method, MethodConfig, Terms, refuse_classes
 from semigen_lib.models import (
-    N_FEATURES,
-    ConvTrunk,
     Decoder,
     ImageShape,
     MlpDecoder,
     MlpTrunk,
+    PooledTrunk,
     check_width,
 )
 
@@ -53,7 +53,9 @@ class SganConfig(MethodConfig):
     real_weight: float = 0.5  # the classifier: unlabelled images are of one of the K classes ...
     fake_weight: float = 0.5  # ... and drawn ones of none
     classification_weight: float = 1.0
-    learning_rate: float = 2e-3
+    information_weight: float = 0.3  # be sure, use all classes equally often; the paper has 0
+    labeled_batch_size: int = 50
+    learning_rate: float = 4e-3
     beta1: float = 0.5
 
 
@@ -64,7 +66,8 @@ class Sgan(Method):
     class, given that they are real; unlabelled and drawn ones teach real or not. With squared
     errors and K = 1 this is the game of ``lsgan``, its score a probability.
 
-    Source: Salimans et al. 2016, Improved Techniques for Training GANs, sections 3.1 and 5.
+    Source: Salimans et al. 2016, Improved Techniques for Training GANs, sections 3.1 and 5; the
+    information term is Springenberg's (2016, CatGAN, equation 6).
     Shown in: book/07_learning_from_few_labels.ipynb
     """
 
@@ -75,10 +78,12 @@ class Sgan(Method):
     def __init__(self, config: SganConfig, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__(config, image_shape, n_classes)
         check_width(config.width)
-        width, n_features = config.width, N_FEATURES
+        width = config.width
         if config.convolutional:
-            self.trunk = ConvTrunk(image_shape, width, regularise=True)
-            self.generator = Decoder(image_shape, config.latent_dim, width=width)
+            n_features = 4 * width
+            self.trunk = PooledTrunk(image_shape, width)
+            narrow = 4 * max(1, width // 8)  # it need not draw well, and half is a third the cost
+            self.generator = Decoder(image_shape, config.latent_dim, width=narrow)
         else:
             n_features = 16 * width
             widths = (64 * width, 32 * width, n_features, n_features, n_features)
@@ -87,10 +92,7 @@ class Sgan(Method):
             self.generator = MlpDecoder(
                 image_shape, config.latent_dim, widths=widths, normalise=True
             )
-        self.class_head = nn.Sequential(
-            nn.Dropout(0.5 if config.convolutional else 0.0),
-            weight_norm(nn.Linear(n_features, n_classes)),
-        )
+        self.class_head = weight_norm(nn.Linear(n_features, n_classes))
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
         """The classifier first; then the generator, against the classifier's new weights."""
@@ -113,7 +115,12 @@ class Sgan(Method):
             classification = brier_loss(labeled, labels)
         else:
             is_fake, classification = is_fake_loss(fake), classification_loss(labeled, labels)
-        return {"real": self._is_real(real), "fake": is_fake, "classification": classification}
+        return {
+            "real": self._is_real(real),
+            "fake": is_fake,
+            "classification": classification,
+            "information": information_loss(real),
+        }
 
     def _is_real(self, class_logits: Tensor) -> Tensor:
         if self.config.squared:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semigen_lib.data import Batch
 from semigen_lib.losses import (
@@ -21,7 +21,14 @@ from semigen_lib.losses import (
     reconstruction_loss,
 )
 from semigen_lib.methods.method import Method, MethodConfig, Terms, choose_classes
-from semigen_lib.models import CodeDiscriminator, Decoder, Encoder, ImageShape, one_hot
+from semigen_lib.models import (
+    CodeDiscriminator,
+    Decoder,
+    Encoder,
+    ImageShape,
+    PooledTrunk,
+    one_hot,
+)
 
 __all__ = [
     "SsAae",
@@ -33,13 +40,13 @@ __all__ = [
 class SsAaeConfig(MethodConfig):
     """Settings of :class:`SsAae`; all weights are the autoencoder's."""
 
-    latent_dim: int = 16  # Z; the style
+    latent_dim: int = 8  # Z; the style, and short: what it cannot hold, the class must tell
     width: int = 16
     reconstruction_weight: float = 10.0
     classification_weight: float = 1.0
-    class_adversarial_weight: float = 0.5  # be taken for a one-hot class drawn by chance
+    class_adversarial_weight: float = 0.3  # be taken for a one-hot class drawn by chance
     style_adversarial_weight: float = 0.5  # be taken for standard normal noise
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     beta1: float = 0.5
 
 
@@ -57,12 +64,14 @@ class SsAae(Method):
     reads = draws = draws_on_request = True
     players = {
         "discriminators": ("class_discriminator", "style_discriminator"),
-        "autoencoder": ("encoder", "decoder"),
+        "autoencoder": ("trunk", "class_head", "encoder", "decoder"),
     }
 
     def __init__(self, config: SsAaeConfig, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__(config, image_shape, n_classes)
-        self.encoder = Encoder(image_shape, config.latent_dim, n_classes, config.width)
+        self.trunk = PooledTrunk(image_shape, config.width)
+        self.class_head = nn.Linear(4 * config.width, n_classes)
+        self.encoder = Encoder(image_shape, config.latent_dim, width=config.width)
         self.decoder = Decoder(image_shape, config.latent_dim, n_classes, config.width)
         self.class_discriminator = CodeDiscriminator(n_classes, 16 * config.width)
         self.style_discriminator = CodeDiscriminator(config.latent_dim, 16 * config.width)
@@ -71,7 +80,7 @@ class SsAae(Method):
         """The discriminators first; then the autoencoder, against their new weights."""
         n = len(batch.images)
         images = torch.cat([batch.images, batch.labeled_images])
-        styles, class_logits = (codes.float() for codes in self.encoder(images))
+        class_logits, styles = self.predict(images), self.encoder(images)[0].float()
         classes = class_logits[:n].softmax(1)
         by_chance = torch.randint(self.n_classes, (n,), device=images.device)
         wanted, noise = one_hot(by_chance, self.n_classes), self.noise(n)
@@ -96,12 +105,11 @@ class SsAae(Method):
 
     def predict(self, images: Tensor) -> Tensor:
         """Return class_logits ``(B, K)``."""
-        return self.encoder(images)[1]
+        return self.class_head(self.trunk(images)).float()
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Find class and style of ``(B, C, H, W)``, and redraw."""
-        styles, class_logits = self.encoder(images)
-        return self.decoder(styles, class_logits.softmax(1))
+        return self.decoder(self.encoder(images)[0], self.predict(images).softmax(1))
 
     def generate(self, labels: Tensor) -> Tensor:
         """Draw one image of each requested class; UNLABELED leaves the class to chance."""
