@@ -190,6 +190,17 @@ def test_images_or_what_was_read_of_them_make_no_difference(mnist, judge) -> Non
     assert from_images == measure_samples(drawn, requests, *readings, judge=judge, k=3)
 
 
+def test_real_images_are_taken_from_everywhere_as_often_as_asked() -> None:
+    """The first thousands of MNIST's test images are by other writers than the last."""
+    labels = torch.tensor([0, 1] * 50 + [2])
+    requests = torch.tensor([1, 0, 0, 1, 0])
+    chosen = module._take_as_many(requests, labels, "real_test")
+    assert labels[chosen].tolist() == [0, 0, 0, 1, 1]
+    assert sorted(chosen.tolist()) in ([0, 1, 48, 98, 99], [0, 1, 50, 98, 99])
+    anything = torch.full((3,), UNLABELED)
+    assert module._take_as_many(anything, labels, "real_test").tolist() == [0, 50, 100]
+
+
 def test_drawings_without_a_request(good, known, unseen, judge) -> None:
     anything = torch.full((500,), UNLABELED)
     report = measure_samples(good, anything, known, unseen, judge=judge)
