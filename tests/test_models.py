@@ -5,10 +5,14 @@ import torch
 
 from semigen_lib.models import (
     N_FEATURES,
+    CodeDiscriminator,
     ConvTrunk,
     Decoder,
     Discriminator,
     Encoder,
+    MlpDecoder,
+    MlpTrunk,
+    PooledTrunk,
     count_halvings,
     one_hot,
 )
@@ -185,3 +189,68 @@ def test_an_image_is_read_the_same_in_any_company(network) -> None:
 def test_one_hot() -> None:
     rows = one_hot(torch.tensor([2, 0]), 3)
     assert rows.dtype == torch.float32 and rows.tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+# ---- trunks and decoders of the methods with few labels ----
+
+
+@shapes
+def test_other_trunks_and_decoders(shape) -> None:
+    images, labels = torch.rand(3, *shape), torch.tensor([0, 1, 3])
+    assert PooledTrunk(shape, 8)(images).shape == (3, 32)
+    assert MlpTrunk(shape, (6, 4), regularise=True)(images).shape == (3, 4)
+    for normalise in (False, True):
+        decoder = MlpDecoder(shape, 5, 4, (6,), normalise=normalise)
+        latent, classes = torch.randn(3, 5), one_hot(labels, 4)
+        drawn = decoder.eval()(latent, classes)
+        assert drawn.shape == images.shape and drawn.min() >= 0 and drawn.max() <= 1
+        torch.testing.assert_close(decoder.logits(latent, classes).sigmoid(), drawn)
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 30), (1, 28, 32)], ids=str)
+def test_fully_connected_networks_refuse_the_same_images(shape) -> None:
+    """They could read any, but a switch of a method must not change what it accepts."""
+    for build in (
+        lambda: MlpTrunk(shape, (4,), regularise=False),
+        lambda: MlpDecoder(shape, 4),
+        lambda: PooledTrunk(shape, 8),
+    ):
+        with pytest.raises(ValueError, match=r"\Aimage side: expected [^\n]*, got [^\n]*\Z"):
+            build()
+
+
+def test_fully_connected_networks_do_not_know_neighbours() -> None:
+    """Shuffling the pixels, and the weights with them, changes nothing."""
+    trunk, images = MlpTrunk((1, 28, 28), (6,), regularise=False), torch.rand(3, 1, 28, 28)
+    order = torch.randperm(784)
+    shuffled = images.flatten(1)[:, order].view_as(images)
+    before = trunk(images)
+    directions = trunk.stages[1].parametrizations.weight.original1
+    with torch.no_grad():
+        directions.copy_(directions[:, order])
+    torch.testing.assert_close(trunk(shuffled), before)
+
+
+def test_averaged_features_do_not_know_where() -> None:
+    """Up to the last maps places matter, at their edges; the average over them forgets."""
+    trunk, images = PooledTrunk((1, 28, 28), 8).eval(), torch.rand(2, 1, 28, 28)
+    maps = trunk.stages[:-2](images)
+    assert maps.shape == (2, 32, 7, 7)
+    torch.testing.assert_close(trunk(images), maps.mean((2, 3)))
+    torch.testing.assert_close(trunk.stages[-2:](maps.roll((2, 3), (2, 3))), trunk(images))
+
+
+@pytest.mark.parametrize("network", ["mlp", "pooled"])
+def test_trunks_add_noise_while_training_only(network) -> None:
+    shape = (1, 28, 28)
+    trunk = PooledTrunk(shape, 8) if network == "pooled" else MlpTrunk(shape, (4,), regularise=True)
+    images = torch.rand(3, *shape)
+    assert not torch.equal(trunk(images), trunk(images))
+    trunk.eval()
+    assert torch.equal(trunk(images), trunk(images))
+
+
+def test_code_discriminator() -> None:
+    network = CodeDiscriminator(5, 8)
+    scores = network(100 * torch.randn(6, 5))
+    assert scores.shape == (6,) and scores.abs().max() > 1, "scores are unbounded"
