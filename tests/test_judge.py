@@ -40,6 +40,7 @@ def test_it_is_small_and_frozen() -> None:
     features, class_logits = judge(images)
     assert features.shape == (3, N_JUDGE_FEATURES) and class_logits.shape == (3, 10)
     assert (features < 0).any(), "before the rectifier"
+    torch.testing.assert_close(class_logits, judge.class_head(features.clamp(min=0)))
     alone = torch.cat([judge(image[None])[0] for image in images])
     torch.testing.assert_close(alone, features)  # no image is read by its neighbours
 
