@@ -82,7 +82,7 @@ class Sgan(Method):
         if config.convolutional:
             n_features = 4 * width
             self.trunk = PooledTrunk(image_shape, width)
-            narrow = 4 * max(1, width // 8)  # it need not draw well, and half is a third the cost
+            narrow = 4 * max(1, width // 8)  # it need not draw well: a quarter of the products
             self.generator = Decoder(image_shape, config.latent_dim, width=narrow)
         else:
             n_features = 16 * width
