@@ -52,9 +52,10 @@ class PseudoLabel(Method):
         self.encoder = Encoder(image_shape, config.latent_dim, n_classes, config.width)
         self.progress = 0.0
 
-    def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> None:
-        """Note how much of the run is done, for the ramp."""
+    def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> bool:
+        """Note how much of the run is done, for the ramp; there are no stages."""
         self.progress = progress
+        return False
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
         """One player, the labelled term and the pseudo-labelled one."""
