@@ -9,6 +9,7 @@ say where one class may end and another begin. What "near" means decides how goo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ class GraphError(ValueError):
     """Points, edges or labels that make no graph; one line, "expected ..., got ..."."""
 
 
+_ACCURACY, _MOST_ROUNDS = 1e-5, 2000  # of the limit that labels spread to
 _GROUP = 32  # columns that are looked at together; any number gives the same neighbours
 
 
@@ -117,7 +119,7 @@ def spread_labels(
     n_classes: int,
     *,
     alpha: float = 0.99,
-    rounds: int = 200,
+    rounds: int | None = 200,
 ) -> Tensor:
     """Let labels flow along the edges of a graph, and return the score of every class everywhere.
 
@@ -138,8 +140,10 @@ def spread_labels(
         K.
     alpha : float
         From 0 (every label stays where it is) up to but without 1 (the graph alone decides).
-    rounds : int
-        At least 0. What is still missing from the limit shrinks by ``alpha`` per round.
+    rounds : int or None
+        At least 0. What is still missing from the limit shrinks by ``alpha`` per round, so an
+        alpha near 1 needs thousands. None goes to the limit by conjugate gradients, which needs
+        about the square root of that.
 
     Returns
     -------
@@ -166,7 +170,7 @@ def spread_labels(
         )
     if not 0 <= alpha < 1:
         raise GraphError(f"expected alpha from 0 up to but without 1, got {alpha}")
-    if rounds < 0:
+    if rounds is not None and rounds < 0:
         raise GraphError(f"expected rounds of at least 0, got {rounds}")
     here = torch.arange(n, device=device).repeat_interleave(neighbors.shape[1])
     there = neighbors.flatten()
@@ -181,12 +185,34 @@ def spread_labels(
     known = labels >= 0
     y = torch.zeros(n, n_classes, device=device)
     y[known] = F.one_hot(labels[known], n_classes).float()
+
+    def arriving(scores: Tensor) -> Tensor:
+        # A sparse product S @ F as weighted sums of rows: several times faster than torch.sparse.
+        return F.embedding_bag(starts, scores, first, mode="sum", per_sample_weights=weights)
+
+    if rounds is None:
+        return _conjugate_gradients(lambda f: f - alpha * arriving(f), (1 - alpha) * y).clamp(min=0)
     scores = y
     for _ in range(rounds):
-        # A sparse product S @ F as weighted sums of rows: several times faster than torch.sparse.
-        arriving = F.embedding_bag(starts, scores, first, mode="sum", per_sample_weights=weights)
-        scores = alpha * arriving + (1 - alpha) * y
+        scores = alpha * arriving(scores) + (1 - alpha) * y
     return scores
+
+
+def _conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+    """Solve ``matrix(x) = b`` for a symmetric positive definite matrix, each column on its own."""
+    x, residual = torch.zeros_like(b), b.clone()
+    direction, size = residual.clone(), residual.square().sum(0)
+    goal = _ACCURACY**2 * size
+    for _ in range(_MOST_ROUNDS):
+        if (size <= goal).all():
+            break
+        image = matrix(direction)
+        step = size / (direction * image).sum(0).clamp(min=1e-38)  # an absent class stays at 0
+        x += step * direction
+        residual -= step * image
+        before, size = size, residual.square().sum(0)
+        direction = residual + (size / before.clamp(min=1e-38)) * direction
+    return x
 
 
 def balance_classes(scores: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ __all__ = [
     "energy_margin_loss",
     "entropy_loss",
     "feature_matching_loss",
+    "generalized_classification_loss",
+    "hinge_loss",
     "information_loss",
     "is_fake_loss",
     "is_real_loss",
@@ -125,6 +127,23 @@ def least_squares_loss(score: Tensor, target: float | Tensor) -> Tensor:
     return 0.5 * (score - target).square().mean()
 
 
+def hinge_loss(score: Tensor, sign: float) -> Tensor:
+    """Return how far scores are from the right side, ``max(0, 1 - sign * score)``, ``(B,)``.
+
+    Source: Lim and Ye 2017, "Geometric GAN", equations 13 and 14; Miyato et al. 2018.
+
+    Parameters
+    ----------
+    score
+        ``(B,)``, unbounded.
+    sign
+        1 for images that shall score above 1, -1 for those that shall score below -1.
+
+    Shown in: book/08_drawing_on_request.ipynb
+    """
+    return (1 - sign * score).relu()
+
+
 def reconstruction_loss(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Squared error of reconstructions, averaged over pixels and batch.
 
@@ -166,6 +185,35 @@ def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
     """
     total = F.cross_entropy(class_logits, labels, ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def generalized_classification_loss(
+    class_logits: Tensor, labels: Tensor, weights: Tensor, q: float = 0.7
+) -> Tensor:
+    """Classification loss that shrugs at labels it cannot believe, weighted mean over the batch.
+
+    ``(1 - p**q) / q`` for the probability p of the label: cross-entropy as q goes to 0, the plain
+    probability of an error at q = 1. In between, an image whose label looks wrong to the network
+    pulls at it ever less, where cross-entropy would pull ever more.
+
+    Parameters
+    ----------
+    class_logits
+        ``(B, K)``.
+    labels
+        ``(B,)`` int64, from 0 to K - 1.
+    weights
+        ``(B,)``, at least 0; an image of weight 0 does not count.
+    q
+        Above 0, at most 1.
+
+    Source: Zhang and Sabuncu 2018, "Generalized Cross Entropy Loss for Training Deep Neural
+    Networks with Noisy Labels", equation 6.
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    log_probability = class_logits.log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+    loss = (1 - (q * log_probability).exp()) / q
+    return (weights * loss).sum() / weights.sum().clamp(min=1e-6)
 
 
 def squared_class_loss(class_scores: Tensor, labels: Tensor) -> Tensor:

@@ -45,13 +45,14 @@ class TrainingError(RuntimeError):
 class History(Mapping[str, list[float]]):
     """What was recorded while training: ``history["step"]`` and one column per named term.
 
-    Each row averages the steps since the row before.
+    Each row averages the steps since the row before. Where a method works in stages, a term is
+    None in the rows of the stages that do not have it.
     """
 
-    def __init__(self, columns: Mapping[str, list[float]] | None = None) -> None:
+    def __init__(self, columns: Mapping[str, list[float | None]] | None = None) -> None:
         self.columns = {name: list(values) for name, values in (columns or {}).items()}
 
-    def __getitem__(self, name: str) -> list[float]:
+    def __getitem__(self, name: str) -> list[float | None]:
         return self.columns[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -61,9 +62,12 @@ class History(Mapping[str, list[float]]):
         return len(self.columns)
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add one row; every row has the same columns."""
-        for name, value in row.items():
-            self.columns.setdefault(name, []).append(value)
+        """Add one row."""
+        n_rows = len(next(iter(self.columns.values()), []))
+        for name in row:
+            self.columns.setdefault(name, [None] * n_rows)
+        for name, column in self.columns.items():
+            column.append(row.get(name))
 
     def to_csv(self) -> str:
         """Return the columns as CSV text with a header."""
@@ -216,7 +220,8 @@ def train(
     saved = time.perf_counter()
     with bar:
         while (done := run.position(steps) / limit) < 1:
-            method.prepare(run.stream.images, run.stream.labels, done)
+            if method.prepare(run.stream.images, run.stream.labels, done):
+                run.averaged.n_averaged.zero_()
             run.set_rates(method.rate_factor(done))
             window.append(training_step(method, run.stream.at(run.step), run.optimizers, precision))
             run.averaged.update_parameters(method)
@@ -260,7 +265,7 @@ def check_duration(steps: int | None, minutes: float | None) -> None:
 
 
 def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
-    """Return the mean of each term over the last steps.
+    """Return the mean of each term over those of the last steps that have it.
 
     Parameters
     ----------
@@ -274,8 +279,12 @@ def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
     TrainingError
         If a term is not finite; the first such step and term are named.
     """
-    names = list(window[0])
-    values = torch.stack([torch.stack([row[name].float() for name in names]) for row in window])
+    names = list(dict.fromkeys(name for row in window for name in row))
+    # A finite number stands for a term that a step does not have.
+    absent = torch.zeros_like(next(iter(window[0].values())))
+    values = torch.stack(
+        [torch.stack([row.get(name, absent).float() for name in names]) for row in window]
+    )
     values = values.cpu()  # the one place where the loop waits for the device
     broken = (~values.isfinite()).nonzero()
     if len(broken):
@@ -284,7 +293,11 @@ def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
             f"step {step - len(window) + row + 1}: expected finite terms, "
             f"got {names[column]} = {values[row, column].item()}"
         )
-    return dict(zip(names, values.mean(0).tolist(), strict=True))
+    counts = [sum(name in row for row in window) for name in names]
+    return {
+        name: total / count
+        for name, total, count in zip(names, values.sum(0).tolist(), counts, strict=True)
+    }
 
 
 class _Run:

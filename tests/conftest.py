@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before matplotlib: no test opens a window
 
@@ -10,7 +10,15 @@ import semigen_lib  # isort: skip  # before torch: it tells waiting threads to s
 import pytest
 import torch
 
-from semigen_lib.data import ImageData, ImageSet, LabelSplit, load_images, split_labels
+from semigen_lib.data import (
+    UNLABELED,
+    Batch,
+    ImageData,
+    ImageSet,
+    LabelSplit,
+    load_images,
+    split_labels,
+)
 from semigen_lib.methods import METHODS, build_method
 from semigen_lib.methods.method import Method
 
@@ -18,7 +26,14 @@ assert semigen_lib.__version__
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 #: Settings that make any method small; a method without such a field does not get it.
-TINY = {"width": 8, "latent_dim": 4, "batch_size": 8, "labeled_batch_size": 10}
+TINY = {
+    "width": 8,
+    "generator_width": 8,
+    "discriminator_width": 8,
+    "latent_dim": 4,
+    "batch_size": 8,
+    "labeled_batch_size": 10,
+}
 
 
 def tiny_images(n_per_class: int, seed: int, n_classes: int = 10) -> ImageSet:
@@ -70,6 +85,19 @@ def make_method() -> Callable[..., Method]:
         return method_class(method_class.Config(**settings), shape, n_classes)
 
     return make
+
+
+def stages(method: Method, batch: Batch) -> Iterator[None]:
+    """Take a method through the stages of a run whose pool is one batch."""
+    n = int(batch.index.max()) + 1
+    pool = torch.zeros(n, *batch.images.shape[1:], dtype=torch.uint8)
+    pool[batch.index] = (batch.images * 255).round().to(torch.uint8)
+    labels = torch.full((n,), UNLABELED)
+    labels[batch.index[:2]] = torch.tensor([0, 1])
+    method.prepare(pool, labels, 0.0)
+    yield
+    if method.prepare(pool, labels, 0.9):
+        yield
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import same_weights, weights
+from conftest import same_weights, stages, weights
 from torch import nn
 
 from semigen_lib import training
@@ -121,7 +121,8 @@ def test_a_player_moves_nobody_else(name, player, make_method, tiny_split) -> No
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
     own = {id(p) for p in method.parameters_of(player)}
     batch = BatchStream(tiny_split, batch_size=8, labeled_batch_size=10).at(0)
-    training_step(method, batch, method.optimizers())
+    for _ in stages(method, batch):
+        training_step(method, batch, method.optimizers())
     moved = 0
     for parameter_name, parameter in method.named_parameters():
         same = torch.equal(parameter, before[parameter_name])
@@ -169,11 +170,16 @@ def test_gradients_do_not_pile_up(make_method, tiny_split) -> None:
 def test_every_term_is_in_the_history(name, make_method, tiny_split) -> None:
     batch = BatchStream(tiny_split, batch_size=8, labeled_batch_size=10).at(0)
     method = make_method(name)
-    names = list(training_step(method.train(), batch, method.optimizers()))
+    names, n_stages = {}, 0
+    for _ in stages(method.train(), batch):
+        names |= training_step(method, batch, method.optimizers())
+        n_stages += 1
     history = train(make_method(name), tiny_split, steps=3, record_every=2, progress=False)
     assert list(history) == ["step", "seconds", *names]
     assert history["step"] == [2, 3]
-    assert all(math.isfinite(value) for column in history.values() for value in column)
+    for column in history.values():
+        assert all(value is None or math.isfinite(value) for value in column)
+        assert None not in column or n_stages > 1
 
 
 def test_terms_are_reported_before_weighting(make_method, tiny_split) -> None:
@@ -227,7 +233,8 @@ def test_non_finite_term_stops_the_run_naming_step_and_term(
                     terms = {**terms, self.planted: terms[self.planted] * 0 + value}
                 yield who, terms
 
-    method = make_method(Broken)
+    # A student that has finished its stage by the fifth step is given the whole run.
+    method = make_method(Broken, **({"relabel_at": 1.0} if player == "student" else {}))
     with pytest.raises(TrainingError) as caught:
         train(method, tiny_split, steps=9, record_every=3, progress=False, states=tmp_path)
     expected = f"step 5: expected finite terms, got {method.planted} = {value}"

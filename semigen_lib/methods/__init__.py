@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 
 from semigen_lib.methods.autoencoder import Autoencoder
+from semigen_lib.methods.cgan import Cgan
 from semigen_lib.methods.combined import Combined
+from semigen_lib.methods.fixmatch import Fixmatch
 from semigen_lib.methods.lsgan import Lsgan
 from semigen_lib.methods.m2 import M2
 from semigen_lib.methods.method import Method
+from semigen_lib.methods.propagate import Propagate
 from semigen_lib.methods.pseudo_label import PseudoLabel
 from semigen_lib.methods.sgan import Sgan
 from semigen_lib.methods.ss_aae import SsAae
@@ -30,9 +33,12 @@ METHODS: dict[str, type[Method]] = {
     "combined": Combined,
     "sgan": Sgan,
     "m2": M2,
+    "ss_aae": SsAae,
     "pseudo_label": PseudoLabel,
     "vat": Vat,
-    "ss_aae": SsAae,
+    "fixmatch": Fixmatch,
+    "propagate": Propagate,
+    "cgan": Cgan,
 }
 
 

@@ -64,8 +64,15 @@ class MethodConfig:
 _LARGEST = 1e6  # of a weight or a target: whoever asks for more has mistyped
 _RANGES = {
     "augment": (0, 1),
+    "balance": (0, 1),
     "epsilon": (0.0, _LARGEST),
+    "erased": (0.0, 1.0),
+    "graph_power": (0.0, 10.0),
+    "keep": (0.0, 1.0),
+    "keep_later": (0.0, 1.0),
+    "q": (0.01, 1.0),
     "ramp": (0.0, 1.0),
+    "relabel_at": (0.0, 1.0),
     "threshold": (0.0, 1.0),
     "learning_rate": (0.0, 1.0),
     "beta1": (0.0, 0.99999),  # Adam divides by 1 - beta
@@ -151,7 +158,7 @@ class Method(nn.Module):
         self.config, self.image_shape, self.n_classes = config, tuple(image_shape), n_classes
         self.memory: dict[str, Tensor] = {}
 
-    def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> None:
+    def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> bool:
         """Get ready for the next step; called before every one.
 
         A method that looks at the whole pool, or works in stages, does it here and puts what it
@@ -165,7 +172,14 @@ class Method(nn.Module):
             ``(N,)``, UNLABELED but for the labelled images.
         progress
             How much of the run is done, from 0 to below 1.
+
+        Returns
+        -------
+        bool
+            Whether a new stage begins. Averages of weights start anew then: they shall not
+            remember what a network was before its game began.
         """
+        return False
 
     def rate_factor(self, progress: float) -> float:
         """Return what multiplies every learning rate when ``progress`` of the run is done."""
