@@ -53,7 +53,7 @@ from semigen_lib.data import (
     split_labels,
 )
 from semigen_lib.evaluation import class_probabilities, draw, reconstruction_error, test_error
-from semigen_lib.methods import METHODS, build_method
+from semigen_lib.methods import METHODS, best_method, build_method
 from semigen_lib.methods.method import Method
 from semigen_lib.models import ImageShape
 from semigen_lib.runtime import DEVICES, PRECISIONS, pick_device, seed_everything
@@ -147,7 +147,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add = command.add_argument
     add("--data", default="mnist", help="mnist, another data set's name, or a FOLDER with one "
         "sub-folder per class, optionally unlabeled/ and test/ (default: mnist)")  # fmt: skip
-    add("--method", default="combined", help=f"one of {', '.join(METHODS)} (default: combined)")
+    add("--method", default="combined", help=f"one of {', '.join(METHODS)}, or best: the one that "
+        "reads best with so many labels (default: combined)")  # fmt: skip
     add("--labels", type=int, help="how many images keep their label, the same number of each "
         f"class (default: {DEFAULT_LABELS}; in a folder, all that have one)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights, batches, noise and labels (default: 0)")
@@ -282,6 +283,9 @@ def run_train(options: argparse.Namespace) -> None:
     label_seed = options.seed if options.label_seed is None else options.label_seed
     split = split_labels(data, n_labeled, label_seed)
     test_images = data.test
+    if options.method == "best":
+        options.method = best_method(split.n_labeled)
+        say(f"best with {split.n_labeled} labels: {options.method}")
     config = {
         "schema": SCHEMA,
         "version": __version__,

@@ -26,14 +26,9 @@ assert semigen_lib.__version__
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 #: Settings that make any method small; a method without such a field does not get it.
-TINY = {
-    "width": 8,
-    "generator_width": 8,
-    "discriminator_width": 8,
-    "latent_dim": 4,
-    "batch_size": 8,
-    "labeled_batch_size": 10,
-}
+TINY = {"width": 8, "latent_dim": 4, "batch_size": 8, "labeled_batch_size": 10}
+#: The same for networks that not every small setting reaches.
+NARROW = {"generator_width": 8, "discriminator_width": 8}
 
 
 def tiny_images(n_per_class: int, seed: int, n_classes: int = 10) -> ImageSet:
@@ -78,13 +73,18 @@ def make_method() -> Callable[..., Method]:
     ) -> Method:
         torch.manual_seed(seed)
         method_class = METHODS[kind] if isinstance(kind, str) else kind
-        fields = {field.name for field in dataclasses.fields(method_class.Config)}
-        settings = {name: value for name, value in TINY.items() if name in fields} | settings
+        settings = tiny_settings(method_class) | settings
         if isinstance(kind, str):
             return build_method(kind, shape, n_classes, settings)
         return method_class(method_class.Config(**settings), shape, n_classes)
 
     return make
+
+
+def tiny_settings(method_class: type[Method]) -> dict[str, int]:
+    """Return those of the small settings that a method has."""
+    fields = {field.name for field in dataclasses.fields(method_class.Config)}
+    return {name: value for name, value in (TINY | NARROW).items() if name in fields}
 
 
 def stages(method: Method, batch: Batch) -> Iterator[None]:

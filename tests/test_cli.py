@@ -15,18 +15,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, tiny_settings
 from PIL import Image
 
 from semigen_lib import __version__, cli, training
 from semigen_lib.checkpoint import load_state, load_weights
 from semigen_lib.cli import build_parser, explain, main
 from semigen_lib.data import ImageData, ImageSet, load_images, split_labels
-from semigen_lib.methods import METHODS
+from semigen_lib.methods import BEST, METHODS
 from semigen_lib.samples import measure_samples
 from semigen_lib.training import TrainingError
 
-SMALL = " ".join(f"--set {name}={value}" for name, value in TINY.items())
+
+def small(method: str) -> str:
+    return " ".join(f"--set {n}={value}" for n, value in tiny_settings(METHODS[method]).items())
+
+
+SMALL = small("combined")
 RESULTS = {"config.json", "history.csv", "metrics.json", "model.safetensors", "samples.png"}
 
 
@@ -102,7 +107,8 @@ def workspace(tmp_path_factory) -> Path:
     try:
         make_folder(Path("shapes"), test=True)
         for method in METHODS:
-            line = f"train --data shapes --method {method} --steps 2 --out runs/{method} {SMALL}"
+            line = f"train --data shapes --method {method} --steps 2 --out runs/{method}"
+            line += f" {small(method)}"
             assert run(line + " --quiet") == 0
         train_interrupted(f"{UNFINISHED} --out runs/unfinished", 4)
         make_damaged_runs()
@@ -374,6 +380,15 @@ def test_every_method_writes_a_whole_run(method, workspace) -> None:
     assert (metrics["test_error"] is None) != METHODS[method].reads
     with Image.open(run_folder / "samples.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5, "an empty picture"
+
+
+def test_best_names_the_method_it_takes(workspace, tmp_path, capsys) -> None:
+    line = (
+        f"train --data {workspace}/shapes --method best --labels 4 --steps 2 --quiet --set width=8"
+    )
+    assert run(f"{line} --out {tmp_path}/run") == 0
+    assert f"semigen: best with 4 labels: {BEST[10]}\n" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == BEST[10]
 
 
 def test_train_on_a_folder_without_test_images_says_so(tmp_path, capsys, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import same_weights, stages, weights
 
+from semigen_lib import methods
 from semigen_lib.augment import STRONG
 from semigen_lib.data import UNLABELED, Batch, BatchStream
 from semigen_lib.losses import (
@@ -15,7 +16,7 @@ from semigen_lib.losses import (
     divergence_loss,
     least_squares_loss,
 )
-from semigen_lib.methods import METHODS, build_method
+from semigen_lib.methods import BEST, METHODS, best_method, build_method
 from semigen_lib.methods.method import Method, MethodConfig, method_name, ramp_up
 from semigen_lib.methods.vat import unit_length
 from semigen_lib.training import train, training_step
@@ -51,6 +52,16 @@ def test_name_class_and_config_agree(name, make_method) -> None:
     assert issubclass(METHODS[name].Config, MethodConfig)
     assert isinstance(method.config, METHODS[name].Config)
     assert METHODS[name].__name__.lower() == name.replace("_", "")
+
+
+def test_the_smaller_budget_decides_which_method_is_best(monkeypatch) -> None:
+    monkeypatch.setattr(methods, "BEST", {10: "few", 100: "more"})
+    asked = {1: "few", 10: "few", 99: "few", 100: "more", 60000: "more"}
+    assert {n: best_method(n) for n in asked} == asked
+
+
+def test_best_methods_read() -> None:
+    assert all(METHODS[name].reads for name in BEST.values())
 
 
 def test_unknown_method_refused() -> None:

@@ -21,7 +21,9 @@ from semigen_lib.methods.vat import Vat
 from semigen_lib.models import ImageShape
 
 __all__ = [
+    "BEST",
     "METHODS",
+    "best_method",
     "build_method",
 ]
 
@@ -40,6 +42,23 @@ METHODS: dict[str, type[Method]] = {
     "propagate": Propagate,
     "cgan": Cgan,
 }
+
+
+#: The reader that the leaderboard puts first, from each budget of labels on.
+BEST: dict[int, str] = {10: "propagate", 20: "propagate", 50: "propagate", 100: "propagate"}
+
+
+def best_method(n_labeled: int) -> str:
+    """Return the name of the method that reads best with so many labels.
+
+    Parameters
+    ----------
+    n_labeled
+        The budget; between two budgets of the leaderboard, the smaller one decides.
+
+    Shown in: book/09_choosing_a_method.ipynb
+    """
+    return BEST[max((budget for budget in BEST if budget <= n_labeled), default=min(BEST))]
 
 
 def build_method(
