@@ -256,7 +256,7 @@ def principal_components(features: Tensor, n: int) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (N, min(n, D)), centred.
+        Shape (N, min(n, D)), centred; the last direction is the widest.
 
     Shown in: book/07_learning_from_few_labels.ipynb
     """

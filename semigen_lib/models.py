@@ -293,7 +293,7 @@ class Student(nn.Module):
         return self.class_head(self.stages(images)).float()
 
 
-class ConditionalNorm(nn.Module):
+class _ConditionalNorm(nn.Module):
     """Normalise over the batch, then give each class its own gain and bias per channel."""
 
     def __init__(self, channels: int, n_classes: int) -> None:
@@ -339,7 +339,7 @@ class ConditionalGenerator(nn.Module):
         widths = [width * min(2**stage, 4) for stage in reversed(range(halvings + 1))]
         self.bottom = (widths[0], *(side >> halvings for side in image_shape[1:]))
         self.linear = nn.Linear(latent_dim, math.prod(self.bottom))
-        self.norms = nn.ModuleList(ConditionalNorm(wide, n_classes) for wide in widths)
+        self.norms = nn.ModuleList(_ConditionalNorm(wide, n_classes) for wide in widths)
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False)
             for wide, narrow in pairwise(widths)

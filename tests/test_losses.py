@@ -20,6 +20,8 @@ from semigen_lib.losses import (
     energy_margin_loss,
     entropy_loss,
     feature_matching_loss,
+    generalized_classification_loss,
+    hinge_loss,
     information_loss,
     is_fake_loss,
     is_real_loss,
@@ -43,6 +45,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 LOGITS, LABELS = normal(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
 SOME = torch.tensor([0, IGNORED, 1, IGNORED, 2, 0])
 GUESSES = normal(6, 4, seed=1).softmax(1)
+TRUST = torch.tensor([1.0, 0.0, 0.5, 1.0, 2.0, 1.0], dtype=torch.float64)
 #: A call of each loss, as a function of what a network put out.
 CALLS = {
     "balance_loss": (balance_loss, [LOGITS]),
@@ -62,6 +65,13 @@ CALLS = {
     ),
     "entropy_loss": (entropy_loss, [LOGITS]),
     "feature_matching_loss": (feature_matching_loss, [normal(6, 3), normal(4, 3, seed=1)]),
+    "generalized_classification_loss": (
+        lambda v: generalized_classification_loss(
+            v, LABELS.repeat(len(v) // 6), TRUST.to(v).repeat(len(v) // 6), 0.6
+        ),
+        [LOGITS],
+    ),
+    "hinge_loss": (lambda v: hinge_loss(v, -1), [normal(6)]),
     "information_loss": (information_loss, [LOGITS]),
     "is_fake_loss": (is_fake_loss, [LOGITS]),
     "is_real_loss": (is_real_loss, [LOGITS]),
@@ -85,7 +95,9 @@ CALLS = {
     "squared_class_loss": (lambda v: squared_class_loss(v, LABELS), [LOGITS]),
 }
 each_loss = pytest.mark.parametrize("name", CALLS)
-SCALARS = sorted(set(CALLS) - {"bernoulli_loss", "normal_divergence", "real_probability"})
+#: One number for each image; who calls them weighs the images and takes the mean.
+ROWS = {"bernoulli_loss", "hinge_loss", "normal_divergence", "real_probability"}
+SCALARS = sorted(set(CALLS) - ROWS)
 
 
 def test_every_function_has_a_row() -> None:
@@ -210,6 +222,21 @@ def test_with_one_target_a_flat_discriminator_leaves_no_gradient() -> None:
     assert not score.grad.any()
 
 
+# ---- hinge ----
+
+
+def test_hinge_by_hand() -> None:
+    score = torch.tensor([2.0, 1.0, 0.25, -3.0])
+    assert hinge_loss(score, 1).tolist() == [0, 0, 0.75, 4]
+    assert hinge_loss(score, -1).tolist() == [3, 2, 1.25, 0]
+
+
+def test_beyond_the_hinge_nothing_pulls_and_before_it_all_pull_alike() -> None:
+    score = torch.tensor([5.0, 0.9, -40.0], requires_grad=True)
+    hinge_loss(score, 1).sum().backward()
+    assert score.grad.tolist() == [0, -1, -1]
+
+
 # ---- reconstruction ----
 
 
@@ -293,6 +320,66 @@ def test_brier_is_proper() -> None:
 def test_squares_need_every_label(loss) -> None:
     with pytest.raises(RuntimeError):
         loss(LOGITS, SOME)
+
+
+# ---- labels that may be wrong ----
+
+
+def test_generalized_loss_by_hand() -> None:
+    flat = torch.zeros(2, 4)  # every label has probability 1/4
+    loss = generalized_classification_loss(flat, torch.tensor([3, 0]), torch.ones(2), 0.5)
+    assert loss.item() == pytest.approx(1.0)  # (1 - 1/2) / 0.5
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [90.0, 0.0, 0.0, 0.0]])
+    weights = torch.tensor([1.0, 3.0])  # the second label is certain and costs nothing
+    loss = generalized_classification_loss(logits, torch.tensor([3, 0]), weights, 0.5)
+    assert loss.item() == pytest.approx(0.25)
+
+
+def test_towards_q_0_it_is_cross_entropy_and_at_q_1_the_probability_of_an_error() -> None:
+    ones = torch.ones(6, dtype=torch.float64)
+    near = generalized_classification_loss(LOGITS, LABELS, ones, 1e-6)
+    torch.testing.assert_close(near, F.cross_entropy(LOGITS, LABELS), rtol=1e-4, atol=0)
+    error = 1 - LOGITS.softmax(1)[torch.arange(6), LABELS]
+    full = generalized_classification_loss(LOGITS, LABELS, ones, 1.0)
+    torch.testing.assert_close(full, error.mean())
+    # In between it lies between them: p**q falls slower than p.
+    assert full < generalized_classification_loss(LOGITS, LABELS, ones, 0.5) < near
+
+
+def test_an_image_of_weight_0_is_not_there() -> None:
+    here = TRUST > 0
+    rest = generalized_classification_loss(LOGITS[here], LABELS[here], TRUST[here], 0.6)
+    logits = LOGITS.clone().requires_grad_()
+    loss = generalized_classification_loss(logits, LABELS, TRUST, 0.6)
+    torch.testing.assert_close(loss, rest)
+    loss.backward()
+    assert not logits.grad[~here].any() and logits.grad[here].any(1).all()
+
+
+def test_weights_count_in_proportion_and_none_at_all_teach_nothing() -> None:
+    once = generalized_classification_loss(LOGITS, LABELS, TRUST, 0.6)
+    torch.testing.assert_close(
+        generalized_classification_loss(LOGITS, LABELS, 7 * TRUST, 0.6), once
+    )
+    logits = LOGITS.clone().requires_grad_()
+    loss = generalized_classification_loss(logits, LABELS, 0 * TRUST, 0.6)
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_the_less_a_label_is_believed_the_less_it_pulls() -> None:
+    """Cross-entropy pulls with 1 - p; here the pull is also multiplied by p**q."""
+    q, pulls, of_cross_entropy = 0.6, [], []
+    for against in (2.0, 4.0, 8.0, 16.0):
+        logits = torch.tensor([[0.0, against]], dtype=torch.float64, requires_grad=True)
+        label, one = torch.tensor([0]), torch.ones(1, dtype=torch.float64)
+        generalized_classification_loss(logits, label, one, q).backward()
+        p = logits.detach().softmax(1)[0, 0]
+        torch.testing.assert_close(logits.grad[0, 0], -(p**q) * (1 - p))
+        pulls.append(-logits.grad[0, 0].item())
+        of_cross_entropy.append(1 - p.item())
+    assert pulls == sorted(pulls, reverse=True) and pulls[-1] < 1e-3
+    assert of_cross_entropy == sorted(of_cross_entropy)
 
 
 # ---- K+1 classes with cross-entropy ----

@@ -6,6 +6,7 @@ import torch
 from semigen_lib.models import (
     N_FEATURES,
     CodeDiscriminator,
+    ConditionalGenerator,
     ConvTrunk,
     Decoder,
     Discriminator,
@@ -13,6 +14,8 @@ from semigen_lib.models import (
     MlpDecoder,
     MlpTrunk,
     PooledTrunk,
+    ProjectionDiscriminator,
+    Student,
     count_halvings,
     one_hot,
 )
@@ -254,3 +257,147 @@ def test_code_discriminator() -> None:
     network = CodeDiscriminator(5, 8)
     scores = network(100 * torch.randn(6, 5))
     assert scores.shape == (6,) and scores.abs().max() > 1, "scores are unbounded"
+
+
+# ---- the student, and the two players of the conditional game ----
+
+
+@shapes
+def test_student_and_conditional_game(shape) -> None:
+    images, labels, latent = torch.rand(3, *shape), torch.tensor([0, 1, 3]), torch.randn(3, 5)
+    assert Student(shape, 4, width=8)(images).shape == (3, 4)
+    drawn = ConditionalGenerator(shape, 5, 4, width=8)(20 * latent, labels)
+    assert drawn.shape == images.shape and drawn.dtype == torch.float32
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert ProjectionDiscriminator(shape, 4, width=8)(images, labels).shape == (3,)
+
+
+@pytest.mark.parametrize("side", [4, 5, 7, 8, 14])
+def test_they_work_on_the_smallest_images_too(side) -> None:
+    shape, labels = (1, side, side), torch.tensor([0, 2])
+    drawn = ConditionalGenerator(shape, 3, 3, width=8)(torch.randn(2, 3), labels)
+    assert drawn.shape == (2, *shape)
+    assert Student(shape, 3, width=8)(drawn).shape == (2, 3)
+    assert ProjectionDiscriminator(shape, 3, width=8)(drawn, labels).shape == (2,)
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 30), (1, 28, 32)], ids=str)
+def test_they_refuse_the_images_that_the_others_refuse(shape) -> None:
+    for build in (
+        lambda: Student(shape, 4, 8),
+        lambda: ConditionalGenerator(shape, 5, 4, 8),
+        lambda: ProjectionDiscriminator(shape, 4, 8),
+    ):
+        with pytest.raises(ValueError, match=r"\Aimage side: expected [^\n]*, got [^\n]*\Z"):
+            build()
+
+
+@shapes
+def test_none_of_their_parameters_is_without_a_gradient(shape) -> None:
+    labels = torch.tensor([0, 1, 2, 0])
+    student, judge = Student(shape, 3, width=8), ProjectionDiscriminator(shape, 3, width=8)
+    generator = ConditionalGenerator(shape, 5, 3, width=8)
+    drawn = generator(torch.randn(4, 5), labels)
+    ((student(drawn) * torch.rand(4, 3)).sum() + judge(drawn, labels).sum()).backward()
+    for network in (student, generator, judge):
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None and parameter.grad.any(), name
+            assert parameter.grad.isfinite().all(), name
+
+
+def test_the_student_asks_whether_and_not_where() -> None:
+    """The average over places forgets them: rolling the last maps changes nothing."""
+    student, images = Student((1, 28, 28), 4, width=8).eval(), torch.rand(2, 1, 28, 28)
+    maps = student.stages[:-2](images)
+    assert maps.shape == (2, 32, 7, 7)
+    torch.testing.assert_close(student.class_head(maps.mean((2, 3))), student(images))
+    rolled = student.stages[-2:](maps.roll((2, 3), (2, 3)))
+    torch.testing.assert_close(student.class_head(rolled), student(images))
+
+
+@pytest.mark.parametrize("network", ["student", "generator", "discriminator"])
+def test_alone_in_evaluation_mode_is_as_in_company(network) -> None:
+    """Also those that normalise over the batch while training, where company matters."""
+    shape, labels = (1, 28, 28), torch.tensor([1, 0, 2, 1])
+    images, latent = torch.rand(4, *shape), torch.randn(4, 5)
+    module, inputs = {
+        "student": lambda: (Student(shape, 3, 8), (images,)),
+        "generator": lambda: (ConditionalGenerator(shape, 5, 3, 8), (latent, labels)),
+        "discriminator": lambda: (ProjectionDiscriminator(shape, 3, 8), (images, labels)),
+    }[network]()
+    if network == "discriminator":
+        assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules()), (
+            "a batch of real and a batch of generated images would be told apart by statistics"
+        )
+    else:
+        first_two = tuple(part[:2] for part in inputs)
+        assert not torch.allclose(module(*inputs)[:2], module(*first_two), rtol=1e-3)
+    module.eval()
+    together, alone = module(*inputs), module(*(part[:1] for part in inputs))
+    torch.testing.assert_close(together[:1], alone)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_a_class_has_gains_of_its_own_and_no_other_class_has_them() -> None:
+    generator = ConditionalGenerator((1, 28, 28), 5, 3, width=8).eval()
+    latent = torch.randn(1, 5).expand(3, 5)
+    before = generator(latent, torch.arange(3))
+    assert not torch.allclose(before[0], before[1]), "classes differ from the start"
+    with torch.no_grad():
+        generator.norms[0].gain.weight[1] *= -2
+        generator.norms[-1].bias.weight[2] += 1
+    after = generator(latent, torch.arange(3))
+    same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert same == [True, False, False]
+
+
+def test_conditional_norm_by_hand() -> None:
+    norm = ConditionalGenerator((1, 28, 28), 5, 3, width=8).norms[-1]
+    features, labels = 3 + 2 * torch.randn(6, 8, 4, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+    mean = features.mean((0, 2, 3), keepdim=True)
+    deviation = features.var((0, 2, 3), unbiased=False, keepdim=True).add(1e-5).sqrt()
+    with torch.no_grad():
+        norm.bias.weight.normal_()
+    expected = torch.stack(
+        [
+            norm.gain.weight[k][:, None, None] * row + norm.bias.weight[k][:, None, None]
+            for k, row in zip(labels, (features - mean) / deviation, strict=True)
+        ]
+    )
+    torch.testing.assert_close(norm(features, labels), expected)
+
+
+def test_projection_by_hand() -> None:
+    """f(phi) + <v_y, phi>, with phi the features summed over places."""
+    judge = ProjectionDiscriminator((1, 28, 28), 3, width=8).eval()
+    images, labels = torch.rand(3, 1, 28, 28), torch.tensor([2, 0, 2])
+    maps = judge.stages(images)
+    assert maps.shape == (3, 16, 7, 7)
+    phi = maps.sum((2, 3))
+    f = phi @ judge.score.weight[0] + judge.score.bias
+    agreement = torch.stack([judge.direction.weight[y] @ phi[i] for i, y in enumerate(labels)])
+    torch.testing.assert_close(judge(images, labels), f + agreement)
+    # What the class adds is linear in its direction, and absent without one.
+    swapped = judge(images, torch.tensor([1, 1, 1]))
+    torch.testing.assert_close(swapped - f, phi @ judge.direction.weight[1])
+    assert not torch.allclose(swapped, judge(images, labels))
+
+
+def test_no_layer_of_the_judge_stretches_anything() -> None:
+    """Spectral norm: the largest singular value is 1, also after the weights have grown."""
+    judge = ProjectionDiscriminator((1, 28, 28), 5, width=8)
+    images, labels = torch.rand(5, 1, 28, 28), torch.arange(5)
+    kinds = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.Embedding)
+    layers = [part for part in judge.modules() if isinstance(part, kinds)]
+    assert len(layers) == 5, "three convolutions, the score and the directions"
+    with torch.no_grad():
+        for layer in layers:
+            original = layer.parametrizations.weight.original
+            original.copy_(50 * torch.randn_like(original))
+    for _ in range(40):  # each pass of training takes one step towards the largest
+        judge(images, labels)
+    judge.eval()
+    for layer in layers:
+        largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
+        assert largest == pytest.approx(1, abs=0.05), layer
+    assert torch.equal(judge(images, labels), judge(images, labels)), "at rest while judging"
