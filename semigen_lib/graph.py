@@ -256,11 +256,15 @@ def principal_components(features: Tensor, n: int) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (N, min(n, D)), centred; the last direction is the widest.
+        Shape (N, min(n, D, N)), centred; the last direction is the widest. Fewer points than
+        features lie in fewer directions.
 
     Shown in: book/07_learning_from_few_labels.ipynb
     """
     features = features - features.mean(0)
+    if len(features) < features.shape[1]:  # the same from the smaller of two matrices
+        values, coordinates = torch.linalg.eigh((features @ features.T).double())
+        return (coordinates * values.clamp(min=0).sqrt())[:, -n:].to(features.dtype)
     covariance = (features.T @ features).double()
     directions = torch.linalg.eigh(covariance).eigenvectors[:, -n:]
     return features @ directions.to(features.dtype)

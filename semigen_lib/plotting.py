@@ -220,7 +220,7 @@ def plot_history(
     Parameters
     ----------
     history : mapping
-        `"step"` and one list per term, all of one length.
+        `"step"` and one list per term, all of one length; None where a term was not there.
     terms : sequence of str, optional
         Which terms, in this order; by default all.
     ax : Axes, optional
@@ -233,7 +233,7 @@ def plot_history(
     Raises
     ------
     PlotError
-        For an unknown term or a term of another length than `"step"`.
+        For an unknown term, one of another length than `"step"`, or one that was never there.
 
     Shown in: book/02_autoencoder.ipynb
     """
@@ -253,13 +253,18 @@ def plot_history(
             raise PlotError(f"expected terms of the history ({', '.join(history)}), got {name!r}")
         values = _array(history[name]).astype(float)
         _same_length(values, len(steps), f"values of {name!r} (one per step)")
+        there = np.flatnonzero(~np.isnan(values))
+        if not len(there):
+            raise PlotError(f"expected at least 1 value of {name!r}, got 0")
+        stage = slice(there[0], there[-1] + 1)  # a method may work in stages, with own terms
+        at, values = steps[stage], values[stage]
         window = min(smooth, len(values))
         shown = values
         if window > 1:
-            (faint,) = ax.plot(steps, values, alpha=0.25, linewidth=0.8)
+            (faint,) = ax.plot(at, values, alpha=0.25, linewidth=0.8)
             shown = np.convolve(values, np.ones(window) / window, mode="valid")
         color = faint.get_color() if window > 1 else None
-        (line,) = ax.plot(steps[len(steps) - len(shown) :], shown, label=name, color=color)
+        (line,) = ax.plot(at[len(at) - len(shown) :], shown, label=name, color=color)
         ends.append(line)
     if log:
         ax.set_yscale("log")

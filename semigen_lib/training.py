@@ -307,6 +307,7 @@ class _Run:
         config = method.config
         device = next(method.parameters()).device
         self.method, self.optimizers = method, method.optimizers()
+        method.memory = {}  # an earlier run may have been on other images, with other labels
         self.averaged = average_weights(method)
         self.stream = BatchStream(
             split,

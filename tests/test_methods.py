@@ -9,15 +9,17 @@ import torch.nn.functional as F
 from conftest import same_weights, stages, weights
 
 from semigen_lib import methods
-from semigen_lib.augment import STRONG
-from semigen_lib.data import UNLABELED, Batch, BatchStream
+from semigen_lib.augment import STRONG, warp
+from semigen_lib.data import UNLABELED, Batch, BatchStream, LabelSplit, to_float
+from semigen_lib.graph import balance_classes
 from semigen_lib.losses import (
     LSGAN_CODE,
     divergence_loss,
     least_squares_loss,
 )
-from semigen_lib.methods import BEST, METHODS, best_method, build_method
+from semigen_lib.methods import BEST, METHODS, best_method, build_method, propagate
 from semigen_lib.methods.method import Method, MethodConfig, method_name, ramp_up
+from semigen_lib.methods.propagate import name_pool, surest_of_each_class
 from semigen_lib.methods.vat import unit_length
 from semigen_lib.training import train, training_step
 
@@ -853,3 +855,294 @@ def test_every_switch_of_fixmatch_changes_the_run(switch, make_method, batch) ->
     plain = steps_with_seeded_noise(make_method("fixmatch", **settings), batch)
     other = steps_with_seeded_noise(make_method("fixmatch", **{**settings, **switch}), batch)
     assert not same_weights(plain, other)
+
+
+# ---- propagate ----
+
+
+@pytest.fixture
+def pool(tiny_split) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images and labels that ``prepare`` gets; 20 of 60 labels are known."""
+    return tiny_split.images, tiny_split.labels
+
+
+def in_stage(method: Method, pool, stage: int) -> Method:
+    """Take a method into its first or its second stage, in training mode."""
+    method.train()
+    assert method.prepare(*pool, 0.0) is False
+    if stage == 2:
+        assert method.prepare(*pool, 0.9) is True
+    return method
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_known_label_is_never_overruled(stage, make_method, pool, monkeypatch) -> None:
+    """Not by the graph and not by the student, however strange it looks to them."""
+    images, labels = pool
+    known, nine = labels != UNLABELED, F.one_hot(torch.full((60,), 9), 10).float()
+    monkeypatch.setattr(propagate, "name_pool", lambda *_: nine)
+    method = make_method("propagate", keep=0.0, keep_later=0.0, graph_power=0.0)
+    in_stage(method, pool, stage)
+    assert torch.equal(method.memory["names"][known], labels[known])
+    assert torch.equal(method.memory["weights"], known.float()), "and it always counts"
+    read = method.eval().predict(to_float(images)).softmax(1)
+    guesses = balance_classes(nine if stage == 1 else read).argmax(1)
+    assert torch.equal(method.memory["names"][~known], guesses[~known])
+    assert not torch.equal(labels[known], guesses[known]), "the test can fail"
+
+
+def test_the_surest_of_each_class_by_hand() -> None:
+    confidence = torch.tensor([0.9, 0.1, 0.5, 0.2, 0.3, 0.8])
+    names = torch.tensor([0, 0, 0, 2, 2, 0])  # nobody is called 1
+    for share, kept in ((0.0, []), (0.25, [0, 4]), (0.5, [0, 4, 5]), (0.6, [0, 2, 3, 4, 5]),
+                        (1.0, [0, 1, 2, 3, 4, 5])):  # fmt: skip
+        mask = surest_of_each_class(confidence, names, 3, share)
+        assert mask.dtype == torch.bool and mask.nonzero().flatten().tolist() == kept, share
+
+
+def test_a_hard_class_keeps_its_share() -> None:
+    """The surest half of all would be class 0 alone; ties are broken by place."""
+    names = torch.arange(40) // 20
+    confidence = torch.where(names == 0, 0.9, 0.4)
+    mask = surest_of_each_class(confidence, names, 2, 0.5)
+    assert mask.nonzero().flatten().tolist() == [*range(10), *range(20, 30)]
+
+
+def test_first_names_are_those_of_the_graph(make_method, pool) -> None:
+    images, labels = pool
+    method = in_stage(make_method("propagate", keep=0.5, n_neighbors=4), pool, 1)
+    scores, known = name_pool(images, labels, 10, 4), labels != UNLABELED
+    names = torch.where(known, labels, scores.argmax(1))
+    assert torch.equal(method.memory["names"], names)
+    sure = surest_of_each_class(scores.amax(1), names, 10, 0.5)
+    assert torch.equal(method.memory["weights"], (sure | known).float())
+    assert 0 < (~sure & known).sum() and 0 < (~sure & ~known).sum(), "the test can fail"
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_second_names_are_those_of_graph_and_student(power, make_method, pool) -> None:
+    images, labels = pool
+    settings = {"graph_power": power, "keep_later": 0.7}
+    method = in_stage(make_method("propagate", **settings), pool, 2)
+    read = method.eval().predict(to_float(images)).softmax(1)
+    graph = name_pool(images, labels, 10)
+    both = balance_classes(read * graph.clamp(min=1e-6) ** power)
+    known = labels != UNLABELED
+    names = torch.where(known, labels, both.argmax(1))
+    assert torch.equal(method.memory["names"], names)
+    sure = surest_of_each_class(both.amax(1), names, 10, 0.7)
+    assert torch.equal(method.memory["weights"], (sure | known).float())
+    alone = torch.where(known, labels, balance_classes(read).argmax(1))
+    assert torch.equal(names, alone) == (power == 0), "at 0 the graph is not asked"
+
+
+@pytest.mark.parametrize("name", ["propagate", "cgan"])
+def test_the_pool_is_named_once_and_read_once(name, make_method, pool, monkeypatch) -> None:
+    named, method = [], make_method(name, relabel_at=0.4, graph_power=0.0).train()
+    monkeypatch.setattr(propagate, "name_pool", lambda *given: named.append(1) or name_pool(*given))
+    stages_begin, names = [], []
+    for progress in (0.0, 0.1, 0.39, 0.4, 0.41, 0.99):
+        stages_begin.append(method.prepare(*pool, progress))
+        names.append(method.memory["names"])
+        with torch.no_grad():  # whatever the student has learnt since
+            method.student.class_head.bias.normal_(0, 9)
+    assert stages_begin == [False, False, False, True, False, False] and len(named) == 1
+    assert names[0] is names[2] and names[3] is names[5] and not torch.equal(names[2], names[3])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reading_the_pool_changes_no_weight_and_no_mode(training, make_method, pool) -> None:
+    """Nor the averages that batch norm keeps, which reading in training mode would move."""
+    method = make_method("propagate").train(training)
+    method.prepare(*pool, 0.0)
+    before = weights(method)
+    assert method.prepare(*pool, 0.9) and method.training is training
+    assert method.student.training is training and same_weights(before, weights(method))
+
+
+def test_first_term_of_propagate_by_hand(make_method, batch, pool) -> None:
+    method, twin = (in_stage(make_method("propagate", q=0.5), pool, 1) for _ in range(2))
+    doubted = batch.index[2]
+    method.memory["weights"][doubted] = 0
+    torch.manual_seed(4)
+    ((player, terms),) = method.updates(batch)
+    torch.manual_seed(4)
+    logits = twin.predict(warp(batch.images))
+    p = logits.softmax(1)[torch.arange(8), method.memory["names"][batch.index]]
+    counts = method.memory["weights"][batch.index]
+    expected = (counts * 2 * (1 - p.sqrt())).sum() / counts.sum()
+    assert player == "student" and counts.sum() < 8
+    torch.testing.assert_close(terms["propagated"], expected)
+
+
+def test_the_name_of_an_image_of_weight_0_does_not_matter(make_method, batch, pool) -> None:
+    losses = []
+    for weight, shift in ((0.0, 0), (0.0, 3), (1.0, 0), (1.0, 3)):
+        method = in_stage(make_method("propagate", augment=0), pool, 1).eval()
+        method.memory["weights"][batch.index[:3]] = weight
+        method.memory["names"][batch.index[:3]] += shift
+        method.memory["names"] %= 10
+        images = batch.images.clone()
+        images[:3] += 0.1 * shift  # in evaluation mode the image itself cannot reach the others
+        ((_, terms),) = method.updates(batch._replace(images=images))
+        losses.append(terms["propagated"].item())
+    assert losses[0] == losses[1] and losses[2] != losses[3]
+
+
+def test_without_augmentation_the_student_sees_the_images_and_no_noise_is_drawn(
+    make_method, batch, pool, monkeypatch
+) -> None:
+    for augment in (0, 1):
+        method, seen = in_stage(make_method("propagate", augment=augment), pool, 1), []
+        forward = method.student.forward
+        monkeypatch.setattr(
+            method.student, "forward", lambda x, f=forward, s=seen: s.append(x) or f(x)
+        )
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        list(method.updates(batch))
+        assert torch.equal(seen[0], batch.images) == (augment == 0)
+        assert torch.equal(torch.get_rng_state(), before) == (augment == 0)
+
+
+def test_rates_fall_to_0_at_the_end_of_both_stages(make_method) -> None:
+    method = make_method("propagate", relabel_at=0.4)
+    rates = [method.rate_factor(p) for p in (0.0, 0.1, 0.2, 0.3, 0.4, 0.7, 1.0)]
+    root = math.sqrt(0.5)
+    assert rates == pytest.approx([1, (1 + root) / 2, 0.5, (1 - root) / 2, 1, 0.5, 0])
+    assert method.rate_factor(0.4 - 1e-6) < 1e-6 and method.rate_factor(1 - 1e-6) < 1e-6
+    for relabel_at in (0.0, 1.0):  # a single stage
+        method = make_method("propagate", relabel_at=relabel_at)
+        rates = [method.rate_factor(p) for p in (0.0, 0.5, 0.999999)]
+        assert rates == pytest.approx([1, 0.5, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("switch", [{"q": 1.0}, {"augment": 0}, {"keep": 0.3}])
+def test_every_setting_of_propagate_changes_the_run(switch, make_method, batch, pool) -> None:
+    final = []
+    for settings in ({}, switch):
+        method = in_stage(make_method("propagate", **settings), pool, 1)
+        torch.manual_seed(0)
+        training_step(method, batch, method.optimizers())
+        final.append(weights(method))
+    assert not same_weights(*final)
+
+
+def test_edges_of_a_pool_are_found_once(pool, monkeypatch) -> None:
+    """Labels do not matter to them; other images and other numbers of neighbours do."""
+    calls, find = [], propagate.nearest_neighbors
+    monkeypatch.setattr(propagate, "_known_edges", {})
+    monkeypatch.setattr(
+        propagate, "nearest_neighbors", lambda *given: calls.append(given[1]) or find(*given)
+    )
+    images, labels = pool
+    first = name_pool(images, labels, 10, 4)
+    assert torch.equal(name_pool(images.clone(), labels, 10, 4), first) and calls == [4]
+    other = torch.where(labels == UNLABELED, labels, (labels + 1) % 10)
+    torch.testing.assert_close(name_pool(images, other, 10, 4).roll(-1, 1), first)
+    assert calls == [4], "the same pool with other labels"
+    changed = images.clone()
+    changed[5] = 255 - changed[5]
+    assert not torch.equal(name_pool(changed, labels, 10, 4), first) and calls == [4, 4]
+    assert not torch.equal(name_pool(changed, labels, 10, 6), first) and calls == [4, 4, 6]
+    assert torch.equal(name_pool(images, labels, 10, 4), first) and calls == [4, 4, 6, 4]
+    assert len(propagate._known_edges) == 1, "one pool fits into memory, many may not"
+
+
+def test_the_same_bytes_in_another_shape_are_another_pool(monkeypatch) -> None:
+    monkeypatch.setattr(propagate, "_known_edges", {})
+    images = torch.randint(0, 256, (8, 3, 28, 28), generator=torch.Generator().manual_seed(0))
+    for shape in ((8, 3, 28, 28), (24, 1, 28, 28)):
+        pool = images.byte().view(shape)
+        labels = torch.arange(len(pool)) % 2
+        assert name_pool(pool, labels, 2, 3).shape == (len(pool), 2)
+
+
+# ---- cgan ----
+
+
+def play(method: Method, batch: Batch) -> dict[str, dict]:
+    """Let every player of the present stage step once, and return its terms."""
+    optimizers, seen = method.optimizers(), {}
+    for player, terms in method.updates(batch):
+        optimizers[player].zero_grad()
+        method.objective(terms).backward(inputs=method.parameters_of(player), retain_graph=True)
+        optimizers[player].step()
+        seen[player] = terms
+    return seen
+
+
+def test_the_student_first_and_then_only_the_game(make_method, batch, pool) -> None:
+    """Neither weights nor what batch norm and spectral norm keep of those who wait."""
+    networks, method = ("student", "generator", "discriminator"), make_method("cgan").train()
+    for progress, players in ((0.0, {"student"}), (0.9, {"discriminator", "generator"})):
+        method.prepare(*pool, progress)
+        before = {name: weights(getattr(method, name)) for name in networks}
+        assert set(play(method, batch)) == players
+        moved = {n for n in networks if not same_weights(before[n], weights(getattr(method, n)))}
+        assert moved == players
+
+
+def test_first_terms_of_cgan_by_hand(make_method, batch, pool) -> None:
+    method, twin = (in_stage(make_method("cgan"), pool, 2) for _ in range(2))
+    method.memory["weights"] = torch.ones(60)
+    method.memory["weights"][batch.index[1]] = 0  # of four real images three are believed
+    torch.manual_seed(4)
+    seen = play(method, batch)
+    torch.manual_seed(4)
+    names = method.memory["names"][batch.index[:4]]
+    fakes = twin.generator(torch.randn(4, 4), names)
+    scores = twin.discriminator(torch.cat([batch.images[:4], fakes]), torch.cat([names, names]))
+    believed = torch.tensor([0, 2, 3])
+    got = seen["discriminator"]
+    torch.testing.assert_close(got["real"], (1 - scores[believed]).clamp(min=0).mean())
+    torch.testing.assert_close(got["fake"], (1 + scores[4:]).clamp(min=0).mean())
+    # The generator meets the discriminator after its step.
+    after = -method.discriminator.eval()(fakes, names).mean()
+    torch.testing.assert_close(seen["generator"]["adversarial"], after)
+    assert not torch.allclose(after, -scores[4:].mean(), rtol=1e-6)
+
+
+def test_the_judgement_is_about_an_image_and_its_class(make_method, batch, pool) -> None:
+    """Other names, the same images and the same noise: every term of the game is another."""
+    seen = []
+    for shift in (0, 0, 1):
+        method = in_stage(make_method("cgan", keep_later=1.0), pool, 2)
+        method.memory["names"] = (method.memory["names"] + shift) % 10
+        torch.manual_seed(4)
+        seen.append(
+            {k: v.item() for terms in play(method, batch).values() for k, v in terms.items()}
+        )
+    assert seen[0] == seen[1] and set(seen[0]) == {"real", "fake", "adversarial"}
+    assert all(seen[0][term] != seen[2][term] for term in seen[0])
+
+
+def test_a_batch_without_a_sure_name_still_has_fakes(make_method, batch, pool) -> None:
+    method = in_stage(make_method("cgan"), pool, 2)
+    method.memory["weights"] = torch.zeros(60)
+    terms = play(method, batch)["discriminator"]
+    assert terms["real"].item() == 0 and terms["fake"] > 0
+
+
+def test_the_game_has_rates_and_memories_of_its_own(make_method) -> None:
+    method = make_method("cgan", learning_rate=0.01, game_rate=0.002, beta1=0.7)
+    groups = {player: o.param_groups[0] for player, o in method.optimizers().items()}
+    assert groups["student"]["lr"] == 0.01 and groups["student"]["betas"][0] == 0.7
+    for player in ("discriminator", "generator"):
+        assert groups[player]["lr"] == 0.002 and groups[player]["betas"] == (0.0, 0.9)
+
+
+def test_rates_of_cgan_fall_once_for_the_student_and_once_for_the_game(make_method) -> None:
+    method = make_method("cgan", relabel_at=0.2, decay_from=0.5)
+    rates = [method.rate_factor(p) for p in (0.0, 0.1, 0.2, 0.6, 0.8, 1.0)]
+    assert rates == pytest.approx([1, 0.5, 1, 1, 0.5, 0])
+    assert method.rate_factor(0.2 - 1e-6) < 1e-6
+    whole = make_method("cgan", relabel_at=1.0)
+    assert whole.rate_factor(0.5) == pytest.approx(0.5) and whole.rate_factor(1.0) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_half_of_an_odd_batch_is_a_batch(batch_size, make_method, tiny_split: LabelSplit) -> None:
+    method = make_method("cgan", batch_size=batch_size)
+    history = train(method, tiny_split, steps=4, record_every=1, progress=False)
+    assert all(map(math.isfinite, history["fake"][1:])) and history["fake"][0] is None

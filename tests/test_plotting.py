@@ -196,6 +196,34 @@ def test_history_labels_stay_on_the_figure_and_follow_their_lines() -> None:
         assert axes.y0 - 8 < box.y0 and box.y1 < axes.y1 + 12 and box.x0 > axes.x1
 
 
+@pytest.mark.parametrize("smooth", [1, 2])
+def test_history_of_terms_that_come_and_go(smooth) -> None:
+    """A method that works in stages has other terms in each; every line keeps its label."""
+    none = None
+    history = {
+        "step": [1, 2, 3, 4, 5],
+        "first": [4.0, 2.0, none, none, none],
+        "second": [none, none, 3.0, 1.0, 1.0],
+        "both": [2.0, none, none, 2.0, 2.0],
+    }
+    ax = plot_history(history, smooth=smooth)
+    first, second, both = [line for line in ax.lines if line.get_label() in history]
+    assert first.get_xdata().tolist() == [1, 2][smooth - 1 :]
+    assert first.get_ydata().tolist() == ([4, 2] if smooth == 1 else [3])
+    assert second.get_xdata().tolist() == [3, 4, 5][smooth - 1 :]
+    assert second.get_ydata().tolist() == ([3, 1, 1] if smooth == 1 else [2, 1])
+    assert np.isnan(both.get_ydata()).sum() == (2 if smooth == 1 else 3), "the gap stays a gap"
+    ax.figure.draw_without_rendering()
+    places = [text.get_window_extent() for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] and len(places) == 3
+    assert all(np.isfinite([box.x0, box.y0, box.x1, box.y1]).all() for box in places)
+
+
+def test_a_term_that_was_never_there_is_refused() -> None:
+    with pytest.raises(PlotError, match=r"\Aexpected at least 1 value of 'a', got 0\Z"):
+        plot_history({"step": [1, 2], "a": [None, None]})
+
+
 def test_history_smoothing_and_log() -> None:
     ax = plot_history({"step": range(4), "a": [1.0, 3, 5, 7]}, smooth=2, log=True)
     faint, smooth = ax.lines

@@ -526,6 +526,51 @@ def test_train_leaves_the_average_of_all_steps(make_method, tiny_split, tmp_path
     assert not method.training and not torch.equal(method.first.weight, raw["first.weight"])
 
 
+class _Restarts(Toy):
+    """Begins a new stage once, at 60 % of the run."""
+
+    def prepare(self, pool, labels, progress) -> bool:
+        begins = progress >= 0.6 and not self.memory
+        if begins:
+            self.memory = {"begun": torch.ones(())}
+        return begins
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_averages_start_anew_where_a_stage_begins(steps, make_method, tiny_split) -> None:
+    """After the stage's first step the average is what that step left, whatever was before."""
+    raw, averaged = [], []
+
+    class Watched(_Restarts):
+        def updates(self, batch):
+            raw.append(weights(self))
+            return super().updates(batch)
+
+    def record(step: int, method: Method) -> None:
+        averaged.append(weights(method))
+
+    method = make_method(Watched, ema_decay=0.9)
+    train(method, tiny_split, steps=steps, record_every=1, progress=False, on_record=record)
+    first = round(0.6 * steps)  # of the new stage; raw[i] are the weights before step i
+    assert same_weights(averaged[first], raw[first + 1])
+    assert not same_weights(averaged[first - 1], raw[first])
+    second, third = raw[first + 1]["first.weight"], averaged[first + 1]["first.weight"]
+    if steps == 10:
+        after = raw[first + 2]["first.weight"]
+        torch.testing.assert_close(third, 2 / 11 * second + 9 / 11 * after)
+
+
+@pytest.mark.parametrize("name", ["propagate", "cgan"])
+def test_what_was_before_the_game_is_not_in_the_average(
+    name, make_method, tiny_split, tmp_path
+) -> None:
+    method = make_method(name, relabel_at=0.7)
+    train(method, tiny_split, steps=4, progress=False, states=tmp_path)
+    _, tensors, _ = load_state(tmp_path)
+    last = {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}
+    assert same_weights(weights(method), last), "the new stage has had one step"
+
+
 def test_no_memory_means_the_last_weights(make_method, tiny_split, tmp_path) -> None:
     method = make_method(Toy, ema_decay=0.0)
     train(method, tiny_split, steps=5, progress=False, states=tmp_path)
@@ -594,6 +639,36 @@ def test_history_is_a_mapping_that_becomes_csv() -> None:
     copy = History(history)
     copy.append({"step": 6, "loss": 0.0})
     assert history["step"] == [2, 4]
+
+
+def test_terms_that_come_and_go_leave_empty_fields() -> None:
+    history = History()
+    for row in ({"step": 1, "a": 0.5}, {"step": 2, "a": 0.25, "b": 3.0}, {"step": 3, "b": 4.0}):
+        history.append(row)
+    assert dict(history) == {"step": [1, 2, 3], "a": [0.5, 0.25, None], "b": [None, 3.0, 4.0]}
+    assert history.to_csv().splitlines() == ["step,a,b", "1,0.5,", "2,0.25,3.0", "3,,4.0"]
+
+
+def test_a_summary_averages_each_term_over_the_steps_that_have_it() -> None:
+    one, two, six = (torch.tensor(float(value)) for value in (1, 2, 6))
+    window = [{"a": one}, {"a": two, "b": six}, {"b": two}]
+    assert summarise(window, 3) == {"a": 1.5, "b": 4.0}
+    window[1]["b"] = torch.tensor(float("inf"))
+    with pytest.raises(TrainingError, match=r"\Astep 8: expected finite terms, got b = inf\Z"):
+        summarise(window, 9)
+
+
+def test_a_run_in_stages_records_what_each_stage_has(make_method, tiny_split) -> None:
+    method = make_method("cgan", relabel_at=0.5)
+    history = train(method, tiny_split, steps=4, record_every=1, progress=False)
+    present = {
+        name: [value is not None for value in history[name]]
+        for name in ("propagated", "real", "fake", "adversarial")
+    }
+    game = {key: [False, False, True, True] for key in ("real", "fake", "adversarial")}
+    assert present == {"propagated": [True, True, False, False], **game}
+    rows = list(csv.DictReader(io.StringIO(history.to_csv())))
+    assert rows[0]["real"] == rows[3]["propagated"] == "" and float(rows[3]["real"]) >= 0
 
 
 def test_bf16_leaves_weights_and_terms_in_order(make_method, tiny_split) -> None:
@@ -679,6 +754,17 @@ def test_memory_survives_an_interruption_bit_for_bit(make_method, tiny_split, tm
     assert same_weights(weights(whole), weights(second))
     assert torch.equal(whole.memory["targets"], second.memory["targets"])
     assert not torch.equal(whole.memory["targets"], torch.zeros(len(tiny_split))), "stage 1 ran"
+
+
+def test_memory_of_an_earlier_run_is_not_believed(make_method, tiny_data, tiny_split) -> None:
+    """It named other images, and with labels that the new split may hide."""
+    method, fresh = make_method("propagate"), make_method("propagate")
+    train(method, tiny_split, steps=2, progress=False)
+    other = split_labels(tiny_data, 20, 1)
+    assert not torch.equal(other.labels, tiny_split.labels)
+    for each in (method, fresh):
+        train(each, other, steps=2, progress=False)
+    assert torch.equal(method.memory["scores"], fresh.memory["scores"])
 
 
 def test_players_keep_their_own_rates(make_method, tiny_split) -> None:

@@ -79,7 +79,7 @@ class Cgan(Propagate):
         if not self.memory["read"]:
             yield from super().updates(batch)
             return
-        n = len(batch.images) // 2  # a game wants more steps rather than larger ones
+        n = max(len(batch.images) // 2, 1)  # a game wants more steps rather than larger ones
         images, index = batch.images[:n], batch.index[:n]
         names, weights = self.memory["names"][index], self.memory["weights"][index]
         fakes = self.generator(self.noise(n), names)

@@ -146,7 +146,7 @@ def name_pool(pool: Tensor, labels: Tensor, n_classes: int, n_neighbors: int = 1
     return balance_classes(scores)
 
 
-_known_edges: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # of the last pool only
+_known_edges: dict[tuple, tuple[Tensor, Tensor]] = {}  # of the last pool only
 
 
 def _edges(pool: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
@@ -156,15 +156,16 @@ def _edges(pool: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
     budgets, finds them once.
     """
     digest = hashlib.sha256(pool.cpu().numpy().tobytes()).hexdigest()
-    if (digest, n_neighbors) not in _known_edges:
+    key = (digest, pool.shape, n_neighbors)
+    if key not in _known_edges:
         features = principal_components(oriented_gradients(deskew(to_float(pool))), 100)
         neighbors, distances = nearest_neighbors(features, n_neighbors)
         squares = distances.square()
         # An edge as long as a typical one that is just kept weighs about 1/30.
         similarities = torch.exp(-squares / (0.3 * squares[:, -1].median().clamp(min=1e-12)))
         _known_edges.clear()
-        _known_edges[digest, n_neighbors] = neighbors, similarities
-    neighbors, similarities = _known_edges[digest, n_neighbors]
+        _known_edges[key] = neighbors, similarities
+    neighbors, similarities = _known_edges[key]
     return neighbors.to(pool.device), similarities.to(pool.device)
 
 
