@@ -338,7 +338,8 @@ class ConditionalGenerator(nn.Module):
         halvings = count_halvings(image_shape)
         widths = [width * min(2**stage, 4) for stage in reversed(range(halvings + 1))]
         self.bottom = (widths[0], *(side >> halvings for side in image_shape[1:]))
-        self.linear = nn.Linear(latent_dim, math.prod(self.bottom))
+        self.n_classes = n_classes
+        self.linear = nn.Linear(latent_dim + n_classes, math.prod(self.bottom))
         self.norms = nn.ModuleList(_ConditionalNorm(wide, n_classes) for wide in widths)
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False)
@@ -348,6 +349,7 @@ class ConditionalGenerator(nn.Module):
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
         """Map the latent ``(B, Z)`` and labels ``(B,)`` to images ``(B, C, H, W)`` in [0, 1]."""
+        latent = torch.cat([latent, one_hot(labels, self.n_classes).to(latent.dtype)], dim=1)
         features = self.linear(latent).unflatten(1, self.bottom)
         for norm, up in zip(self.norms[:-1], self.ups, strict=True):
             features = up(norm(features, labels).relu())
@@ -392,7 +394,10 @@ class ProjectionDiscriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` and labels ``(B,)`` to scores ``(B,)``."""
-        features = self.stages(images).float().sum((2, 3))
+        features = self.stages(2 * images - 1).float()  # black is a colour like any other
+        # Divided by the side: a sum over more places spreads wider, and a game whose scores are
+        # far apart is decided before the generator has begun.
+        features = features.sum((2, 3)) / features.shape[-1]
         agreement = (self.direction(labels) * features).sum(1)
         return self.score(features).squeeze(1).float() + agreement
 

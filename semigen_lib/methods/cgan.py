@@ -3,7 +3,7 @@
 A conditional game needs a class for every real image. ``propagate`` finds them: its graph and its
 student name the pool in the first part of the run. In the rest a generator and a discriminator
 play on the images whose names are sure. The judgement is about pairs, an image and a class: a fine
-3 that was asked to be a 5 is as fake as a smear.
+3 that was asked to be a 5 is as fake as a smear. The student helps to find the classes apart.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from semigen_lib.data import UNLABELED, Batch
-from semigen_lib.losses import hinge_loss
+from semigen_lib.losses import classification_loss, hinge_loss
 from semigen_lib.methods.method import Terms, rate_factor
 from semigen_lib.methods.propagate import Propagate, PropagateConfig
 from semigen_lib.models import ConditionalGenerator, ImageShape, ProjectionDiscriminator
@@ -34,6 +34,7 @@ class CganConfig(PropagateConfig):
     generator_width: int = 24
     discriminator_width: int = 48
     game_rate: float = 4e-4  # Adam's, of generator and discriminator
+    request_weight: float = 0.2  # the generator: the student shall read what was asked for
     relabel_at: float = 0.2
     keep_later: float = 0.93
     decay_from: float = 0.6
@@ -86,7 +87,12 @@ class Cgan(Propagate):
         scores = self.discriminator(torch.cat([images, fakes.detach()]), names.repeat(2))
         real = (weights * hinge_loss(scores[:n], 1)).sum() / weights.sum().clamp(min=1)
         yield "discriminator", {"real": real, "fake": hinge_loss(scores[n:], -1).mean()}
-        yield "generator", {"adversarial": -self.discriminator(fakes, names).mean()}
+        self.student.eval()  # it has learnt, and only reads from now on
+        terms = {
+            "adversarial": -self.discriminator(fakes, names).mean(),
+            "request": classification_loss(self.student(fakes), names),
+        }
+        yield "generator", terms
 
     def rate_factor(self, progress: float) -> float:
         """Fall once for the student, and once, later, for the game."""
