@@ -1101,6 +1101,23 @@ def test_first_terms_of_cgan_by_hand(make_method, batch, pool) -> None:
     after = -method.discriminator.eval()(fakes, names).mean()
     torch.testing.assert_close(seen["generator"]["adversarial"], after)
     assert not torch.allclose(after, -scores[4:].mean(), rtol=1e-6)
+    read = twin.student.eval()(fakes).log_softmax(1)[torch.arange(4), names]
+    torch.testing.assert_close(seen["generator"]["request"], -read.mean())
+
+
+def test_the_generator_hears_the_student_as_loudly_as_asked(make_method, batch, pool) -> None:
+    drawn = {}
+    for weight in (0.0, 0.2):
+        for turned in (False, True):
+            method = in_stage(make_method("cgan", request_weight=weight), pool, 2)
+            if turned:
+                with torch.no_grad():
+                    method.student.class_head.weight.neg_()
+            torch.manual_seed(4)
+            play(method, batch)
+            drawn[weight, turned] = weights(method.generator)
+    assert same_weights(drawn[0.0, False], drawn[0.0, True])
+    assert not same_weights(drawn[0.2, False], drawn[0.2, True])
 
 
 def test_the_judgement_is_about_an_image_and_its_class(make_method, batch, pool) -> None:
@@ -1113,7 +1130,7 @@ def test_the_judgement_is_about_an_image_and_its_class(make_method, batch, pool)
         seen.append(
             {k: v.item() for terms in play(method, batch).values() for k, v in terms.items()}
         )
-    assert seen[0] == seen[1] and set(seen[0]) == {"real", "fake", "adversarial"}
+    assert seen[0] == seen[1] and set(seen[0]) == {"real", "fake", "adversarial", "request"}
     assert all(seen[0][term] != seen[2][term] for term in seen[0])
 
 

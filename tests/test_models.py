@@ -351,6 +351,28 @@ def test_a_class_has_gains_of_its_own_and_no_other_class_has_them() -> None:
     assert same == [True, False, False]
 
 
+@pytest.mark.parametrize("way", ["first layer", "gains"])
+def test_a_class_reaches_the_generator_in_two_ways(way) -> None:
+    """Either of them tells classes apart when the other is shut; with both shut nothing does."""
+    generator = ConditionalGenerator((1, 28, 28), 5, 3, width=8).eval()
+    latent, classes = torch.randn(1, 5).expand(3, 5), torch.arange(3)
+
+    def shut(closed: str) -> None:
+        with torch.no_grad():
+            if closed == "first layer":
+                generator.linear.weight[:, 5:] = 0
+            else:
+                for norm in generator.norms:
+                    norm.gain.weight.fill_(1)
+
+    shut("gains" if way == "first layer" else "first layer")
+    drawn = generator(latent, classes)
+    assert not torch.allclose(drawn[0], drawn[1]) and not torch.allclose(drawn[1], drawn[2])
+    shut(way)
+    drawn = generator(latent, classes)
+    torch.testing.assert_close(drawn[:1].expand(3, -1, -1, -1), drawn)
+
+
 def test_conditional_norm_by_hand() -> None:
     norm = ConditionalGenerator((1, 28, 28), 5, 3, width=8).norms[-1]
     features, labels = 3 + 2 * torch.randn(6, 8, 4, 4), torch.tensor([0, 1, 2, 2, 1, 0])
