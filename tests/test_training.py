@@ -686,10 +686,14 @@ def test_bf16_leaves_weights_and_terms_in_order(make_method, tiny_split) -> None
 @every_method
 def test_hidden_labels_do_not_exist(name, make_method, mnist) -> None:
     """Poison every label that the split hides: not one bit of the weights changes."""
+    # A method that looks at the whole pool before its first step gets a smaller one.
+    n = 60_000 if METHODS[name].prepare is Method.prepare else 3000
+    train_set = ImageSet(mnist.train.images[:n], mnist.train.labels[:n])
+    mnist = ImageData("mnist", mnist.class_names, train_set, mnist.test)
     visible = split_labels(mnist, 100, 0).labeled_index
-    hidden = torch.ones(60000, dtype=torch.bool)
+    hidden = torch.ones(n, dtype=torch.bool)
     hidden[visible] = False
-    assert hidden.sum() == 59_900
+    assert hidden.sum() == n - 100
     final = {}
     for kind, which in (("true", hidden & False), ("poisoned", hidden), ("visible", ~hidden)):
         labels = torch.where(which, (mnist.train.labels + 1) % 10, mnist.train.labels)
