@@ -42,7 +42,7 @@ class Judge(nn.Module):
 
     Source: Simonyan & Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image
     Recognition", section 2.1, for the plan.
-    Shown in: book/notation.md
+    Shown in: book/06_measuring_samples.ipynb
     """
 
     def __init__(self, n_classes: int = 10, width: int = 16) -> None:
@@ -85,7 +85,7 @@ def load_judge(folder: Path = JUDGE) -> Judge:
     CheckpointError
         If a file is missing, or the weights are not bit for bit those that ``mnist.json`` names.
 
-    Shown in: book/notation.md
+    Shown in: book/06_measuring_samples.ipynb
     """
     facts = read_json(folder / "mnist.json")
     weights = load_weights(folder / "mnist.safetensors", facts.get("sha256"))

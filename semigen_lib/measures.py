@@ -5,7 +5,7 @@ your own, and every figure depends on which: only figures of one network compare
 taken in float64, and pairs are looked at one block at a time, so that 10,000 images against 10,000
 need some ten MB beside the features.
 
-Shown in: book/notation.md
+Shown in: book/06_measuring_samples.ipynb
 """
 
 from __future__ import annotations

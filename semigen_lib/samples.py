@@ -57,7 +57,7 @@ class Reading(NamedTuple):
     labels : Tensor
         int64, shape (N,), of the images.
 
-    Shown in: book/notation.md
+    Shown in: book/06_measuring_samples.ipynb
     """
 
     features: Tensor
@@ -103,7 +103,7 @@ class SampleReport:
     reason : str
         Why; empty if it has not collapsed.
 
-    Shown in: book/notation.md
+    Shown in: book/06_measuring_samples.ipynb
     """
 
     n: int
@@ -150,7 +150,7 @@ def read_images_with(judge: nn.Module, images: ImageSet, batch_size: int = 500) 
     ValueError
         If the judge returns something else.
 
-    Shown in: book/notation.md
+    Shown in: book/06_measuring_samples.ipynb
     """
     weight = next(judge.parameters(), torch.zeros(0))
     was_training = judge.training
@@ -210,7 +210,7 @@ def measure_samples(
     ValueError
         If there are fewer real images of a class than were asked for, or shapes disagree.
 
-    Shown in: book/notation.md
+    Shown in: book/06_measuring_samples.ipynb
     """
     if requests.shape != samples.shape[:1] or requests.dtype != torch.int64:
         raise ValueError(
@@ -294,7 +294,7 @@ def classification_accuracy_score(
 
     Source: Ravuri & Vinyals 2019, "Classification Accuracy Score for Conditional Generative
     Models", section 3.
-    Shown in: book/notation.md
+    Shown in: book/06_measuring_samples.ipynb
     """
     ImageSet(samples, requests)  # it refuses other shapes and types
     if n_unlabeled := int((requests == UNLABELED).sum()):
