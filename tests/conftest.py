@@ -87,6 +87,19 @@ def tiny_settings(method_class: type[Method]) -> dict[str, int]:
     return {name: value for name, value in (TINY | NARROW).items() if name in fields}
 
 
+def within_reach(split: LabelSplit, method_class: type[Method]) -> LabelSplit:
+    """Return the split, with 3,000 images for a method that looks at the whole pool first."""
+    if method_class.prepare is Method.prepare:
+        return split
+    kept = torch.cat([split.labeled_index, torch.arange(3000)]).unique()
+    return dataclasses.replace(
+        split,
+        images=split.images[kept],
+        labels=split.labels[kept],
+        labeled_index=torch.searchsorted(kept, split.labeled_index),
+    )
+
+
 def stages(method: Method, batch: Batch) -> Iterator[None]:
     """Take a method through the stages of a run whose pool is one batch."""
     n = int(batch.index.max()) + 1
