@@ -19,7 +19,7 @@ book: $(READY) ## build the book; a warning is an error
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
 test: $(READY) ## run every test, the notebooks included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lab: $(READY) ## open the chapters in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=book

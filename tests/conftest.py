@@ -23,7 +23,9 @@ from semigen_lib.methods import METHODS, build_method
 from semigen_lib.methods.method import Method
 
 assert semigen_lib.__version__
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# One thread for each of several workers, two for a single one: two cores are what there is.
+threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
 
 #: Settings that make any method small; a method without such a field does not get it.
 TINY = {"width": 8, "latent_dim": 4, "batch_size": 8, "labeled_batch_size": 10}
