@@ -289,7 +289,7 @@ class BatchStream:
 
     Attributes
     ----------
-    images, labels : Tensor
+    pool, pool_labels : Tensor
         The whole pool on that device: uint8 (N, C, H, W), and int64 (N,) with ``UNLABELED`` but
         for the labelled images.
 
@@ -313,7 +313,7 @@ class BatchStream:
         batch_size = whole_number(batch_size, "batch_size", 1)
         labeled_batch_size = whole_number(labeled_batch_size, "labeled_batch_size", 0)
         seed = whole_number(seed, "seed", 0)
-        self.images, self.labels = split.images.to(device), split.labels.to(device)
+        self.pool, self.pool_labels = split.images.to(device), split.labels.to(device)
         self._labeled_index = split.labeled_index.to(device)
         self._pool = _Cycle(len(split.images), batch_size, f"{seed}/pool", device)
         self._labeled = _Cycle(split.n_labeled, labeled_batch_size, f"{seed}/labeled", device)
@@ -340,9 +340,9 @@ class BatchStream:
         pool = self._pool.at(step)
         labeled = self._labeled_index[self._labeled.at(step)]
         return Batch(
-            to_float(self.images[pool]),
-            to_float(self.images[labeled]),
-            self.labels[labeled],
+            to_float(self.pool[pool]),
+            to_float(self.pool[labeled]),
+            self.pool_labels[labeled],
             pool.clone(),
         )
 

@@ -58,7 +58,7 @@ def diagnose(method: Method, split: LabelSplit, stream: BatchStream | None = Non
     sizes = {"batch_size": config.batch_size, "labeled_batch_size": config.labeled_batch_size}
     stream = stream or BatchStream(split, **sizes, device=device)
     method = copy.deepcopy(method)
-    method.prepare(stream.images, stream.labels, 0.0)
+    method.prepare(split.images.to(device), split.labels.to(device), 0.0)
     batch = stream.at(0)
     findings = [
         find_wrong_range(torch.cat([batch.images, batch.labeled_images])),

@@ -220,7 +220,7 @@ def train(
     saved = time.perf_counter()
     with bar:
         while (done := run.position(steps) / limit) < 1:
-            if method.prepare(run.stream.images, run.stream.labels, done):
+            if method.prepare(run.stream.pool, run.stream.pool_labels, done):
                 run.averaged.n_averaged.zero_()
             run.set_rates(method.rate_factor(done))
             window.append(training_step(method, run.stream.at(run.step), run.optimizers, precision))
