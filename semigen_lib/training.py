@@ -293,11 +293,8 @@ def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
             f"step {step - len(window) + row + 1}: expected finite terms, "
             f"got {names[column]} = {values[row, column].item()}"
         )
-    counts = [sum(name in row for row in window) for name in names]
-    return {
-        name: total / count
-        for name, total, count in zip(names, values.sum(0).tolist(), counts, strict=True)
-    }
+    counts = torch.tensor([sum(name in row for row in window) for name in names])
+    return dict(zip(names, (values.sum(0) / counts).tolist(), strict=True))
 
 
 class _Run:
