@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semigen_lib.data import UNLABELED, Batch
+from semigen_lib.data import Batch
 from semigen_lib.losses import classification_loss, hinge_loss
-from semigen_lib.methods.method import Terms, rate_factor
+from semigen_lib.methods.method import Terms, choose_classes, rate_factor
 from semigen_lib.methods.propagate import Propagate, PropagateConfig
 from semigen_lib.models import ConditionalGenerator, ImageShape, ProjectionDiscriminator
 
@@ -104,6 +104,4 @@ class Cgan(Propagate):
     def generate(self, labels: Tensor) -> Tensor:
         """Draw one image of each class that is asked for; UNLABELED leaves the class to chance."""
         noise = self.noise(len(labels))
-        labels = labels.to(noise.device)
-        chance = torch.randint(self.n_classes, (len(labels),), device=noise.device)
-        return self.generator(noise, torch.where(labels == UNLABELED, chance, labels))
+        return self.generator(noise, choose_classes(labels.to(noise.device), self.n_classes))

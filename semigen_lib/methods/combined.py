@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semigen_lib.data import UNLABELED, Batch
+from semigen_lib.data import Batch
 from semigen_lib.losses import (
     LSGAN_CODE,
     classification_loss,
@@ -23,7 +23,7 @@ from semigen_lib.losses import (
     real_probability,
     reconstruction_loss,
 )
-from semigen_lib.methods.method import Method, MethodConfig, Terms
+from semigen_lib.methods.method import Method, MethodConfig, Terms, choose_classes
 from semigen_lib.models import Decoder, Encoder, ImageShape, one_hot
 
 __all__ = [
@@ -104,8 +104,5 @@ class Combined(Method):
     def generate(self, labels: Tensor) -> Tensor:
         """Draw one image of each requested class; UNLABELED leaves the class to chance."""
         noise = self.noise(len(labels))
-        chance = torch.randint(self.n_classes, (len(labels),), device=noise.device)
-        requests = torch.where(
-            labels.to(noise.device) == UNLABELED, chance, labels.to(noise.device)
-        )
+        requests = choose_classes(labels.to(noise.device), self.n_classes)
         return self.decoder(noise, one_hot(requests, self.n_classes))

@@ -57,12 +57,6 @@ class Fixmatch(Method):
         self.student = Student(image_shape, n_classes, config.width)
         sizes = (config.strength * size for size in vars(STRONG).values())
         self.strong = View(*sizes)
-        self.progress = 0.0
-
-    def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> bool:
-        """Note how much of the run is done, for the ramp; there are no stages."""
-        self.progress = progress
-        return False
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
         """One player; labelled and strong views in one forward, so they share batch statistics."""

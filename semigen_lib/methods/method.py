@@ -142,6 +142,8 @@ class Method(nn.Module):
     memory : dict of str to Tensor
         What the method has worked out about the images it trains on. It belongs to the state of a
         training and is saved with it, not to the weights.
+    progress : float
+        How much of the run was done when the next step was prepared, for terms that grow.
 
     Shown in: book/05_training_loop.ipynb
     """
@@ -157,12 +159,13 @@ class Method(nn.Module):
         super().__init__()
         self.config, self.image_shape, self.n_classes = config, tuple(image_shape), n_classes
         self.memory: dict[str, Tensor] = {}
+        self.progress = 0.0
 
     def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> bool:
         """Get ready for the next step; called before every one.
 
         A method that looks at the whole pool, or works in stages, does it here and puts what it
-        finds into ``memory``; most do nothing.
+        finds into ``memory``; most only note the progress.
 
         Parameters
         ----------
@@ -179,6 +182,7 @@ class Method(nn.Module):
             Whether a new stage begins. Averages of weights start anew then: they shall not
             remember what a network was before its game began.
         """
+        self.progress = progress
         return False
 
     def rate_factor(self, progress: float) -> float:

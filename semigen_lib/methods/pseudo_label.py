@@ -50,12 +50,6 @@ class PseudoLabel(Method):
     def __init__(self, config: PseudoLabelConfig, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__(config, image_shape, n_classes)
         self.encoder = Encoder(image_shape, config.latent_dim, n_classes, config.width)
-        self.progress = 0.0
-
-    def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> bool:
-        """Note how much of the run is done, for the ramp; there are no stages."""
-        self.progress = progress
-        return False
 
     def updates(self, batch: Batch) -> Iterator[tuple[str, Terms]]:
         """One player, the labelled term and the pseudo-labelled one."""
