@@ -27,10 +27,48 @@ assert semigen_lib.__version__
 threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
 
+#: What a failed fault test means, by the area its fault was injected in.
+FAULTS = {
+    "containment": "escapes",
+    "durability": "results lost",
+    "integrity": "inflated grades",
+    "fairness": "inflated grades",
+    "intake": "tracebacks",
+}
+
 #: Settings that make any method small; a method without such a field does not get it.
 TINY = {"width": 8, "latent_dim": 4, "batch_size": 8, "labeled_batch_size": 10}
 #: The same for networks that not every small setting reaches.
 NARROW = {"generator_width": 8, "discriminator_width": 8}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let every report of a fault test say its area: reports also cross xdist's processes."""
+    if marker := item.get_closest_marker("fault"):
+        if len(marker.args) != 1 or marker.args[0] not in FAULTS:
+            raise pytest.UsageError(f"{item.nodeid}: expected fault(area), area one of {[*FAULTS]}")
+        item.user_properties.append(("fault", marker.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Close with one line on the injected faults; an expected failure is a failure here."""
+    areas, failed, skipped = {}, set(), set()
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        for name, area in getattr(report, "user_properties", ()):
+            if name == "fault":
+                areas[report.nodeid] = area
+        if getattr(report, "failed", False) or hasattr(report, "wasxfail"):
+            failed.add(report.nodeid)
+        elif getattr(report, "skipped", False):
+            skipped.add(report.nodeid)
+    if areas:
+        counts = dict.fromkeys(FAULTS.values(), 0)
+        for nodeid in failed & areas.keys():
+            counts[FAULTS[areas[nodeid]]] += 1
+        n_skipped = len(skipped & areas.keys())
+        words = [f"{len(areas) - n_skipped} injected"]
+        words += [f"{count} {what}" for what, count in counts.items()]
+        terminalreporter.write_line(", ".join([*words, f"{n_skipped} skipped"]))
 
 
 def tiny_images(n_per_class: int, seed: int, n_classes: int = 10) -> ImageSet:
