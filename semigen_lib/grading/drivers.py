@@ -144,9 +144,14 @@ def _call(function: Callable, inputs: dict[str, Any]) -> Any:
 
 
 def _gradients(function: Callable, inputs: dict[str, Any]) -> Any:
-    """Return value and gradients of its sum, as ``gradient.<input>``; 0 where none arrives."""
+    """Return value and gradients of its sum, as ``gradient.<input>``; 0 where none arrives.
+
+    The input ``$wrt``, a list, names those whose gradients count; without it they all do.
+    """
+    names = inputs.pop("$wrt", list(inputs))
     sources: dict[str, Tensor] = {}
-    for name, value in inputs.items():
+    for name in names:
+        value = inputs[name]
         if isinstance(value, nn.Module):
             sources |= {f"{name}.{inner}": p for inner, p in value.named_parameters()}
         elif isinstance(value, Tensor) and value.is_floating_point():

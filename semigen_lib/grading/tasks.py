@@ -53,6 +53,7 @@ __all__ = [
     "hidden_source",
     "judge",
     "judge_cases",
+    "known_faults",
     "make_cases",
     "one_line",
     "plain_python",
@@ -185,6 +186,29 @@ def examine(
     inputs = make_cases(task, 0)
     verdict = judge_cases(task, inputs, [answer_case(student, driver, case) for case in inputs])
     assert verdict.right, verdict.message
+
+
+def known_faults(
+    faults: Mapping[str, Callable], driver: str = "call"
+) -> Callable[[dict[str, Any], Answer, Answer], str]:
+    """Return an ``explain`` that recognises wrong answers by making the same mistakes.
+
+    Parameters
+    ----------
+    faults
+        What is wrong, in words for the student, to a function that does it wrong in that way.
+    driver
+        Of the task.
+    """
+
+    def explain(inputs: dict[str, Any], got: Answer, want: Answer) -> str:
+        for words, function in faults.items():
+            wrong = answer_case(function, driver, inputs)
+            if not isinstance(wrong, str) and not _difference(got, wrong, 1e-3):
+                return words
+        return ""
+
+    return explain
 
 
 def examine_weights(
