@@ -12,6 +12,7 @@ import copy
 import importlib
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -352,6 +353,9 @@ def test_nbval(path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q"]
     run = subprocess.run(
         [*command, "-p", "no:cacheprovider", f"--nbval-cell-timeout={CELL_SECONDS}", str(path)],
+        # While a cell runs, nbval leaves its messages in a queue of 1,000. Progress bars filled it
+        # on a slow machine, and the message that the cell was done was lost.
+        env={**os.environ, "TQDM_MININTERVAL": "5"},
         capture_output=True,
         text=True,
         cwd=ROOT,
