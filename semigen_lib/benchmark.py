@@ -20,7 +20,7 @@ import subprocess
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +32,11 @@ from semigen_lib import __version__
 from semigen_lib.checkpoint import SCHEMA, read_json, write_json
 from semigen_lib.data import ImageSet, load_images, split_labels
 from semigen_lib.evaluation import mean_interval, test_error
+from semigen_lib.jobs import run_jobs
 from semigen_lib.methods import build_method
 from semigen_lib.methods.method import Method
 from semigen_lib.runtime import pick_device, seed_everything
-from semigen_lib.training import TrainingError, train
+from semigen_lib.training import train
 
 __all__ = [
     "COLUMNS",
@@ -284,7 +285,7 @@ def run_cells(
     ValueError
         If a cell that is there was run with another configuration, or a number of jobs or threads
         is not positive, or there is no scheduler.
-    TrainingError
+    JobsError
         If a worker was killed.
     """
     for name, number in (("jobs", jobs), ("threads", min(cell.threads for cell in cells))):
@@ -300,7 +301,7 @@ def run_cells(
     done = len(cells) - len(missing)
     bar = tqdm(total=len(cells), initial=done, disable=not progress, unit="cell",
                miniters=1, mininterval=0)  # fmt: skip  # minutes apart: none may wait unseen
-    with bar, closing(_outcomes(missing, jobs, scheduler)) as outcomes:
+    with bar, closing(run_jobs(_attempt, missing, jobs=jobs, scheduler=scheduler)) as outcomes:
         for cell, record in outcomes:
             problem = record if isinstance(record, str) else None
             if problem is None:
@@ -317,53 +318,11 @@ def _error_and_name(cell: Cell, record: Mapping[str, Any]) -> tuple[float, str]:
     return record["figures"]["test_error"], str(cell)
 
 
-def _outcomes(
-    cells: Sequence[Cell], jobs: int, scheduler: str | None
-) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
-    """Yield cells with what they hold, or with why they failed, as they finish."""
-    from joblib import Parallel, delayed
-
-    with _workers(jobs, scheduler):
-        try:
-            # One at a time, or joblib would hold back quick cells until it has several.
-            parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-            yield from parallel(delayed(_attempt)(cell) for cell in cells)
-        except Exception as error:  # what a cell raises does not come here
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise TrainingError(f"workers: expected them to stay alive, got {reason}") from error
-
-
 def _attempt(cell: Cell) -> tuple[Cell, dict[str, Any] | str]:
     try:
         return cell, run_cell(cell)
     except Exception as error:  # one cell's defect must not cost the others
         return cell, " ".join(f"{type(error).__name__}: {error}".split())
-
-
-@contextmanager
-def _workers(jobs: int, scheduler: str | None) -> Iterator[None]:
-    """Let joblib use processes of this machine, or the workers of a Dask cluster."""
-    from joblib import parallel_config
-
-    if scheduler is None:
-        with parallel_config(backend="loky", n_jobs=jobs):
-            yield
-        return
-    try:
-        from dask.distributed import Client
-    except ImportError:
-        raise ValueError(
-            "scheduler: expected dask[distributed] to be installed, got no such package"
-        ) from None
-    try:
-        client = Client(scheduler, timeout="10s")
-    except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"scheduler: expected a Dask scheduler at {scheduler}, got {reason}"
-        ) from None
-    with client, parallel_config(backend="dask", n_jobs=-1):
-        yield
 
 
 # ---- files ----

@@ -53,6 +53,7 @@ from semigen_lib.data import (
     split_labels,
 )
 from semigen_lib.evaluation import class_probabilities, draw, reconstruction_error, test_error
+from semigen_lib.jobs import JobsError
 from semigen_lib.methods import METHODS, best_method, build_method
 from semigen_lib.methods.method import Method
 from semigen_lib.models import ImageShape
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def explain(error: Exception) -> str | None:
     """Return what the user can do something about as one line, None if there is nothing."""
     sentence = " ".join(str(error).split())
-    if isinstance(error, (ValueError, TrainingError)):
+    if isinstance(error, (ValueError, JobsError, TrainingError)):
         return sentence
     if isinstance(error, OSError):
         where = error.filename or "input or output"

@@ -35,8 +35,8 @@ from semigen_lib.benchmark import (
     track_of,
 )
 from semigen_lib.cli import main, whole_numbers
+from semigen_lib.jobs import JobsError, run_jobs
 from semigen_lib.methods import METHODS, best_method
-from semigen_lib.training import TrainingError
 
 ROOT = Path(__file__).parents[1]
 TINY = {"width": 8, "latent_dim": 4, "batch_size": 8, "labeled_batch_size": 10}
@@ -423,8 +423,8 @@ def test_a_local_cluster_gives_the_same_cells(by_processes, here, monkeypatch) -
 
 def test_a_killed_worker_is_one_line(monkeypatch) -> None:
     monkeypatch.setattr(benchmark, "_attempt", lambda cell: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(TrainingError) as caught:
-        list(benchmark._outcomes(["one", "two", "three"], 2, None))
+    with pytest.raises(JobsError) as caught:
+        list(run_jobs(benchmark._attempt, ["one", "two", "three"]))
     sentence = cli.explain(caught.value)
     assert sentence.startswith("workers: expected them to stay alive, got Terminated")
 

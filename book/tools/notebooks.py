@@ -40,8 +40,9 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-KEPT_NOTEBOOK_METADATA = {"mystnb", "widgets"}
-KEPT_CELL_METADATA = {"mystnb", "tags"}
+# Of assignments, ``semigen`` and ``nbgrader`` say how they are graded.
+KEPT_NOTEBOOK_METADATA = {"mystnb", "semigen", "widgets"}
+KEPT_CELL_METADATA = {"mystnb", "nbgrader", "tags"}
 PROGRESS_BAR = re.compile(r"\d+%\||\d(it|step|s)?/s\b|\?it/s|\r")
 
 
