@@ -28,12 +28,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from semigen_lib.grading.assignment import Assignment
 from semigen_lib.grading.sanitise import answer_ids, cell_id
-
-if TYPE_CHECKING:
-    from semigen_lib.grading.assignment import Assignment
 
 __all__ = [
     "REASONS",
@@ -317,7 +315,7 @@ def _within_limits(entries: Iterator[Entry], limit: int) -> dict[str, bytes]:
         total += max(size, 0)
         if number > FILES or not 0 <= size <= FILE_BYTES or total > limit:
             raise _Refused("too_large", f"more than {FILES:,} files or {limit:,} bytes unpacked")
-        path = PurePosixPath(name.replace("\\", "/"))
+        path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
             raise _Refused("refused", f"a path that leads outside: {name}")
         if read is None or any(map(_is_litter, path.parts)):
@@ -341,6 +339,8 @@ def _unpack(content: bytes, path: Path) -> dict[str, bytes]:
         if suffix in (".tar.gz", ".tgz"):
             with gzip.open(io.BytesIO(content)) as file:
                 content = file.read(limit + 1)
+            if len(content) > limit:
+                raise _Refused("too_large", f"{path.name}: more than {limit:,} bytes unpacked")
         if suffix in (".tar", ".tar.gz", ".tgz"):
             return _within_limits(_tar_entries(content), limit)
     except _DAMAGE as error:
@@ -357,7 +357,8 @@ def _zip_entries(content: bytes) -> Iterator[Entry]:
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or entry.flag_bits & 1 or not simple:
                 raise _Refused("refused", f"a link, or encrypted: {entry.filename}")
             read = functools.partial(_read_zipped, archive, entry)
-            yield entry.filename, entry.file_size, None if entry.is_dir() else read
+            name = entry.filename.replace("\\", "/")  # some programs of Windows write it so
+            yield name, entry.file_size, None if entry.is_dir() else read
 
 
 def _read_zipped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:

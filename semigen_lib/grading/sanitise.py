@@ -9,15 +9,11 @@ Shown in: book/instructor.md
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nbformat.v4 import new_code_cell
-
-if TYPE_CHECKING:
-    from semigen_lib.grading.assignment import Assignment
+from semigen_lib.grading.assignment import Assignment, is_answer, set_parameters
 
 __all__ = ["PROBLEMS", "Sanitised", "answer_ids", "cell_id", "sanitise"]
 
@@ -55,7 +51,7 @@ class Sanitised:
 
 
 def sanitise(
-    notebook: Mapping[str, Any], assignment: Assignment, parameters: Mapping[str, object]
+    notebook: Mapping[str, Any], assignment: Assignment, parameters: Mapping[str, Any]
 ) -> Sanitised:
     """Put a student's answers into the assignment's own notebook.
 
@@ -66,17 +62,16 @@ def sanitise(
     assignment : Assignment
         Its template is the frame, and says which cells are answers.
     parameters : mapping of str to object
-        Values that replace defaults of the assignment: int, float, str or bool.
+        Values in place of the assignment's defaults, from ``check_parameters``.
     """
-    template = copy.deepcopy(dict(assignment.template))
-    values = {**assignment.parameters, **parameters}
+    template = set_parameters(assignment.template, parameters)
     names = [cell_id(cell) for cell in template["cells"]]
     first, added, problems = _sort_out(notebook["cells"], names)
     answers: dict[str, str] = {}
     cells = _as_code(added[None])
     for name, cell in zip(names, template["cells"], strict=True):
         handed_in = first.get(name)
-        if _is_answer(cell):
+        if is_answer(cell):
             if handed_in is None:
                 problems.append(("answer_missing", name))
             elif handed_in["cell_type"] != "code":
@@ -84,11 +79,9 @@ def sanitise(
             else:
                 cell["source"] = handed_in["source"]
             answers[name] = cell["source"]
-        elif "parameters" in cell["metadata"].get("tags", ()):
-            cell["source"] = "\n".join(f"{key} = {value!r}" for key, value in values.items())
         elif handed_in is None:
             problems.append(("locked_missing", name))
-        elif not _same_cell(handed_in, cell):
+        elif not _same_cell(handed_in, cell) and not _holds_parameters(cell):
             problems.append(("locked_changed", name))
         if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
@@ -101,7 +94,7 @@ def sanitise(
 
 def answer_ids(template: Mapping[str, Any]) -> set[str]:
     """Return the ``grade_id`` of every answer cell of a template."""
-    return {cell_id(cell) for cell in template["cells"] if _is_answer(cell)}
+    return {cell_id(cell) for cell in template["cells"] if is_answer(cell)}
 
 
 def cell_id(cell: Cell) -> str | None:
@@ -109,11 +102,6 @@ def cell_id(cell: Cell) -> str | None:
     nbgrader = cell["metadata"].get("nbgrader")
     name = nbgrader.get("grade_id") if isinstance(nbgrader, Mapping) else None
     return name if isinstance(name, str) else None
-
-
-def _is_answer(cell: Cell) -> bool:
-    nbgrader = cell["metadata"].get("nbgrader", {})
-    return bool(nbgrader.get("solution")) and not nbgrader.get("grade")
 
 
 def _sort_out(
@@ -133,7 +121,8 @@ def _sort_out(
             doubled |= {name}.intersection(names)
             unknown += name is not None and name not in names
     problems = [("cell_doubled", name) for name in names if name in doubled]
-    moved = [a for a, b in zip(first, filter(first.get, names), strict=True) if a != b]
+    in_order = [name for name in names if name in first]
+    moved = [name for name, other in zip(first, in_order, strict=True) if name != other]
     if moved:
         problems.append(("cells_moved", moved[0]))
     if unknown:
@@ -143,7 +132,17 @@ def _sort_out(
 
 def _as_code(cells: list[Cell]) -> list[dict[str, Any]]:
     """Return those of a student's own cells that do something, stripped to their source."""
-    return [new_code_cell(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [
+        {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
+        | {"source": cell["source"]}
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
+
+
+def _holds_parameters(cell: Cell) -> bool:
+    """Say whether a locked cell is one that students may well change at home."""
+    return "parameters" in cell["metadata"].get("tags", ())
 
 
 def _same_cell(first: Cell, second: Cell) -> bool:
