@@ -1,6 +1,6 @@
 """The sandbox: a command that sees its inputs, the library and one folder of its own, and no more.
 
-Inside, ``/in`` holds the inputs, ``/out`` is the only folder that outlives the run, and ``/library``
+Inside, ``/in`` holds the inputs, ``/out`` is the only folder that outlives the run, ``/library``
 holds this package. bubblewrap takes away the rest: other files, the network, other processes. The
 limits of a single process are the kernel's; sums over the whole tree are watched from outside
 (``watch``). After :meth:`Sandbox.run` nothing of the run is alive.
@@ -55,6 +55,7 @@ SCRATCH = "/tmp"
 SCRATCH_BYTES = 256 * 2**20  # of /tmp, and again of /dev/shm; both count as memory
 STAGE = "/srv"  # the first round's place; it exists everywhere
 FIRST_UID = 60600  # slot 0; between the users of people and those of systemd
+PRLIMIT = "/usr/bin/prlimit"  # inside
 TRIAL = Limits(20.0, 2**30, file_bytes=2**20, output_bytes=2**20, log_bytes=2000, cpu_seconds=10)
 
 
@@ -307,7 +308,7 @@ def _walls(report: int, bytecode: int) -> list[str]:
 
 def _mounted(mounts: Sequence[Mount]) -> list[str]:
     """Return the mounts as options of bubblewrap, in their order."""
-    options = ["--ro-bind", _tool("prlimit"), _PRLIMIT]
+    options = ["--ro-bind", _tool("prlimit"), PRLIMIT]
     for mount in mounts:
         if mount.source is None:
             options += ["--perms", "0555", "--tmpfs", mount.target, "--remount-ro", mount.target]
@@ -316,16 +317,13 @@ def _mounted(mounts: Sequence[Mount]) -> list[str]:
     return options
 
 
-_PRLIMIT = "/usr/bin/prlimit"
-
-
 def _limited(limits: Limits) -> list[str]:
     """Return the command that gives a process its limits.
 
     It runs inside the namespace of users: outside of it, all that the user runs would count.
     """
     return [
-        _PRLIMIT,
+        PRLIMIT,
         f"--data={limits.memory_bytes}",
         f"--fsize={limits.file_bytes}",
         f"--nofile={limits.open_files}",

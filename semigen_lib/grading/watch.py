@@ -129,9 +129,9 @@ def watch(
             if now - started > limits.wall_seconds:
                 status = "wall_limit"
             elif first is not None and now >= look:
-                memory, tasks = first.usage()
+                memory, tasks, unlinked = first.usage(os.stat(output).st_dev)
                 peak = max(peak, memory)
-                status = _reached(memory, tasks, folder_bytes(output), limits)
+                status = _reached(memory, tasks, folder_bytes(output) + unlinked, limits)
                 look = time.monotonic() + EVERY
     finally:
         _bury(process, first)
@@ -157,20 +157,22 @@ class _FirstProcess:
             with contextlib.suppress(ProcessLookupError):
                 self.handle = os.pidfd_open(self.pid)
 
-    def usage(self) -> tuple[int, int]:
-        """Return the bytes of memory and the number of tasks of the namespace."""
+    def usage(self, device: int) -> tuple[int, int, int]:
+        """Return bytes of memory, tasks, and bytes of open files of a device without a name."""
         inside = f"/proc/{self.pid}/root"
         memory = tasks = 0
+        unlinked: dict[int, int] = {}
         with contextlib.suppress(OSError):  # it has not arrived inside yet, or has ended
             if os.stat(f"{inside}/proc").st_dev == os.stat("/proc").st_dev:
-                return 0, 0  # it still sees the host
+                return 0, 0, 0  # it still sees the host
             for folder in ("tmp", "dev/shm"):
                 memory += _memory_folder_bytes(f"{inside}/{folder}")
             for name in filter(str.isdecimal, os.listdir(f"{inside}/proc")):
                 with contextlib.suppress(OSError):  # one of them has just ended
                     used, threads = _process_usage(f"{inside}/proc/{name}")
                     memory, tasks = memory + used, tasks + threads
-        return memory, tasks
+                    unlinked |= _unlinked_files(f"{inside}/proc/{name}/fd", device)
+        return memory, tasks, sum(unlinked.values())
 
     def end(self) -> None:
         """Kill it, and wait until it and so all others are gone."""
@@ -194,6 +196,17 @@ def _process_usage(folder: str) -> tuple[int, int]:
             if line.startswith(b"Pss:"):
                 return int(line.split()[1]) * 1024, threads
     return resident, threads
+
+
+def _unlinked_files(folder: str, device: int) -> dict[int, int]:
+    """Return the open files of a process that no folder shows any more: inode and bytes."""
+    files = {}
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            facts = os.stat(f"{folder}/{name}")
+            if facts.st_nlink == 0 and facts.st_dev == device:
+                files[facts.st_ino] = max(facts.st_size, facts.st_blocks * 512)
+    return files
 
 
 def _memory_folder_bytes(folder: str) -> int:
