@@ -1,4 +1,4 @@
-"""The console script ``semigen``: train, sample, predict, evaluate, benchmark.
+"""The console script ``semigen``: train, sample, predict, evaluate, benchmark, assign.
 
 Every bad input ends with status 2 and one line on stderr, and leaves what was there untouched.
 
@@ -53,6 +53,15 @@ from semigen_lib.data import (
     split_labels,
 )
 from semigen_lib.evaluation import class_probabilities, draw, reconstruction_error, test_error
+from semigen_lib.grading.assignment import (
+    all_assignments,
+    check_parameters,
+    find_assignment,
+    load_assignment,
+    make_student_version,
+    notebook_text,
+    set_parameters,
+)
 from semigen_lib.jobs import JobsError
 from semigen_lib.methods import METHODS, best_method, build_method
 from semigen_lib.methods.method import Method
@@ -135,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_evaluate(commands)
     _add_benchmark(commands)
+    _add_assign(commands)
     return parser
 
 
@@ -247,6 +257,23 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
     add("--summary", type=Path, metavar="CSV", help="the table (default: FOLDER/leaderboard.csv)")
     add("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=run_benchmark)
+
+
+def _add_assign(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "assign",
+        help="write the student version of an assignment",
+        description="Write the student version of one of the book's assignments, or of an "
+        "instructor's notebook of one's own: solutions and hidden tests are taken out.",
+        epilog="example: semigen assign A3 --out handout -p seed=3",
+    )
+    add = command.add_argument
+    add("assignment", help="a name such as A3, a path to a notebook, or all")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where the notebook goes")
+    add("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="another "
+        "value of a parameter of the notebook; repeatable")  # fmt: skip
+    add("--force", action="store_true", help="overwrite a notebook that is there")
+    command.set_defaults(run=run_assign)
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -367,13 +394,16 @@ def check_same(before: dict, now: dict) -> None:
             )
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, float]:
-    """Turn NAME=VALUE strings into a dictionary of numbers, booleans or strings."""
+def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, float]:
+    """Turn NAME=VALUE strings into a dictionary of numbers, booleans or strings.
+
+    ``option`` is what they were given to.
+    """
     settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--set: expected NAME=VALUE, got {pair!r}")
+            raise ValueError(f"{option}: expected NAME=VALUE, got {pair!r}")
         try:
             settings[name] = json.loads(value)
         except (ValueError, RecursionError):
@@ -589,6 +619,24 @@ def planned_cells(options: argparse.Namespace) -> list[Cell]:
         "threads": options.threads,
     }
     return plan_cells(common, options.methods, options.labels, options.seeds, options.track)
+
+
+def run_assign(options: argparse.Namespace) -> None:
+    """Write student versions: all that were asked for, or none."""
+    wanted = options.assignment
+    paths = list(all_assignments().values()) if wanted == "all" else [find_assignment(wanted)]
+    values = parse_settings(options.parameter, "-p")
+    texts = {}
+    for path in paths:
+        target = options.out / path.name
+        if target.exists() and (not options.force or target.samefile(path)):
+            raise ValueError(f"--out: expected a folder without {path.name}, got {options.out}")
+        assignment = load_assignment(path)
+        chosen = set_parameters(assignment.notebook, check_parameters(assignment, values))
+        texts[target] = notebook_text(make_student_version(chosen))
+        say(f"{assignment.name}, {assignment.title}: {assignment.points:g} points, {target}")
+    for target, text in texts.items():
+        write_atomically(target, text.encode())
 
 
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ from semigen_lib.grading.tasks import (
 __all__ = [
     "ASSIGNMENTS",
     "Assignment",
+    "all_assignments",
     "check_parameters",
     "examine_source",
     "find_assignment",
@@ -39,6 +40,7 @@ __all__ = [
     "is_answer",
     "load_assignment",
     "make_student_version",
+    "notebook_text",
     "set_parameters",
 ]
 
@@ -100,6 +102,13 @@ class Assignment:
     memory_gb: int
 
 
+def all_assignments() -> dict[str, Path]:
+    """Return the instructor's notebooks of the book by name; none outside a checkout of it."""
+    return {
+        path.name.partition("_")[0]: path for path in sorted(ASSIGNMENTS.glob("A[0-9]_*.ipynb"))
+    }
+
+
 def find_assignment(name_or_path: str) -> Path:
     """Return the instructor's notebook of a name such as ``A3``, or the path if it is one.
 
@@ -111,7 +120,7 @@ def find_assignment(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.suffix == ".ipynb" and path.is_file():
         return path
-    known = {p.name.partition("_")[0]: p for p in sorted(ASSIGNMENTS.glob("A[0-9]*_*.ipynb"))}
+    known = all_assignments()
     if name_or_path not in known:
         names = ", ".join(known) or "none: the book's folder is not here"
         raise ValueError(f"assignment: expected a notebook or one of {names}, got {name_or_path!r}")
@@ -169,6 +178,13 @@ def _read_notebook(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
+def notebook_text(nb: Any) -> str:
+    """Return the content of a notebook's file."""
+    import nbformat
+
+    return nbformat.writes(nb).rstrip("\n") + "\n"
+
+
 def _course_missing(module: str) -> ValueError:
     return ValueError(
         f"{module}: expected it for assignments, got none: pip install 'semigen-lib[course]'"
@@ -210,10 +226,11 @@ def make_student_version(nb: Any) -> Any:
     Raises
     ------
     ValueError
-        If nbgrader is not installed.
+        If nbgrader is not installed, or objects to the notebook.
     """
     try:
         from nbgrader import preprocessors  # takes seconds
+        from nbgrader.nbgraderformat import ValidationError
         from traitlets.config import Config
     except ModuleNotFoundError as error:
         raise _course_missing(error.name or "nbgrader") from None
@@ -228,7 +245,10 @@ def make_student_version(nb: Any) -> Any:
         preprocessors.LockCells,
         preprocessors.ComputeChecksums,
     ):
-        student, resources = step(config=config)(student, resources)
+        try:
+            student, resources = step(config=config)(student, resources)
+        except (RuntimeError, ValidationError) as error:
+            raise ValueError(f"{step.__name__}: expected a sound notebook, got: {error}") from None
     return student
 
 
