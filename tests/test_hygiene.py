@@ -94,13 +94,18 @@ ARROWS = {
     "grading.sanitise": {"grading.assignment"},
     "grading.intake": {"grading.assignment", "grading.sanitise"},
     "grading.results": {"checkpoint", "grading.intake"},
-    "grading.report": {"grading.intake", "grading.results"},
-    "grading.grade": {"checkpoint", "course", "data", "jobs", "grading.assignment",
-                      "grading.doctor", "grading.evidence", "grading.intake", "grading.report",
-                      "grading.results", "grading.sandbox", "grading.sanitise", "grading.tasks"},
+    "grading.report": {"checkpoint", "grading.intake", "grading.results", "grading.sanitise"},
+    "grading.exchange": {"grading.drivers", "grading.sandbox", "grading.tasks"},
+    "grading.gather": {"course", "data", "grading.assignment", "grading.drivers",
+                       "grading.exchange", "grading.sandbox", "grading.sanitise", "grading.tasks"},
+    "grading.mark": {"checkpoint", "grading.assignment", "grading.evidence", "grading.gather",
+                     "grading.intake", "grading.report", "grading.results", "grading.sandbox",
+                     "grading.sanitise", "grading.tasks"},
+    "grading.grade": {"jobs", "grading.assignment", "grading.intake", "grading.mark",
+                      "grading.report", "grading.results", "grading.sandbox"},
     "cli": {"benchmark", "checkpoint", "data", "evaluation", "jobs", "methods", "methods.method",
             "models", "plotting", "runtime", "samples", "training", "grading.assignment",
-            "grading.doctor", "grading.grade", "grading.sandbox"},
+            "grading.doctor", "grading.grade", "grading.results", "grading.sandbox"},
 }  # fmt: skip
 
 
