@@ -21,6 +21,7 @@ __all__ = [
     "bernoulli_loss",
     "brier_loss",
     "classification_loss",
+    "denoising_loss",
     "divergence_loss",
     "energy_margin_loss",
     "entropy_loss",
@@ -164,6 +165,34 @@ def reconstruction_loss(images: Tensor, reconstructions: Tensor) -> Tensor:
         expected, got = tuple(images.shape), tuple(reconstructions.shape)
         raise ValueError(f"reconstructions: expected shape {expected}, got {got}")
     return (images - reconstructions).square().mean()
+
+
+def denoising_loss(velocity: Tensor, images: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of the way from images to noise, averaged over pixels and batch.
+
+    At time t the noisy image is ``(1 - t) * images + t * noise``, so it moves at the velocity
+    ``noise - images``. Many such ways cross at one place, and the best a network can say there is
+    their mean; what is left of the loss then is their spread, and not 0.
+
+    Parameters
+    ----------
+    velocity
+        ``(B, C, H, W)``, what a network says on seeing the noisy images.
+    images, noise
+        ``(B, C, H, W)``, the two ends of every way.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ (broadcasting would hide it).
+
+    Source: Liu et al. 2023, "Flow Straight and Fast", equation 1.
+    Shown in: book/notation.md
+    """
+    if not velocity.shape == images.shape == noise.shape:
+        expected, got = tuple(images.shape), (tuple(velocity.shape), tuple(noise.shape))
+        raise ValueError(f"velocity, noise: expected twice shape {expected}, got {got}")
+    return (velocity - (noise - images)).square().mean()
 
 
 def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ __all__ = [
     "N_FEATURES",
     "CodeDiscriminator",
     "ConditionalGenerator",
+    "ConditionalUnet",
     "ConvTrunk",
     "Decoder",
     "Discriminator",
@@ -400,6 +401,92 @@ class ProjectionDiscriminator(nn.Module):
         features = features.sum((2, 3)) / features.shape[-1]
         agreement = (self.direction(labels) * features).sum(1)
         return self.score(features).squeeze(1).float() + agreement
+
+
+class _ConditionalBlock(nn.Module):
+    """Two convolutions added to their input; between them a condition turns channels up or down."""
+
+    def __init__(self, channels: int, wider: int, n_condition: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.GroupNorm(4, channels), nn.SiLU(), nn.Conv2d(channels, wider, 3, padding=1)
+        )
+        self.norm = nn.GroupNorm(4, wider, affine=False)
+        self.modulation = nn.Linear(n_condition, 2 * wider)
+        self.second = nn.Conv2d(wider, wider, 3, padding=1)
+        self.skip = nn.Identity() if channels == wider else nn.Conv2d(channels, wider, 1)
+
+    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
+        gain, bias = self.modulation(condition)[:, :, None, None].chunk(2, 1)
+        hidden = self.norm(self.first(features)) * (1 + gain) + bias
+        return self.skip(features) + self.second(F.silu(hidden))
+
+
+class ConditionalUnet(nn.Module):
+    """A noisy image, its time and its class go in; where it moves, pixel by pixel, comes out.
+
+    On the way in the maps get smaller, down to a side of at most 7; on the way out they grow
+    again, and meet what was known at each size. The first halving puts 2 x 2 pixels into the
+    channels of one place, which loses nothing: convolutions at the full size would cost most.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W), as for a :class:`ConvTrunk`.
+    n_classes
+        K; the label K stands for no class.
+    width
+        Channels of the largest maps, a multiple of 4; smaller ones have twice as many.
+
+    Source: Ronneberger et al. 2015, "U-Net"; Dhariwal and Nichol 2021, "Diffusion Models Beat GANs
+    on Image Synthesis", section 3.1, for a norm that time and class modulate.
+    Shown in: book/notation.md
+    """
+
+    def __init__(self, image_shape: ImageShape, n_classes: int, width: int) -> None:
+        super().__init__()
+        check_width(width)
+        halvings, n_condition = count_halvings(image_shape), 4 * width
+        self.patch = 2 if halvings else 1
+        widths = [width, *[2 * width] * (halvings - 1)]
+        n_pixels = image_shape[0] * self.patch**2
+        self.time = nn.Sequential(
+            nn.Linear(16, n_condition), nn.SiLU(), nn.Linear(n_condition, n_condition)
+        )
+        self.class_embedding = nn.Embedding(n_classes + 1, n_condition)
+        self.entry = nn.Conv2d(n_pixels, width, 3, padding=1)
+        self.ways_in = nn.ModuleList(
+            _ConditionalBlock(wide, wider, n_condition)
+            for wide, wider in pairwise([width, *widths])
+        )
+        self.middle = _ConditionalBlock(widths[-1], widths[-1], n_condition)
+        self.ways_out = nn.ModuleList(
+            _ConditionalBlock(wider + wide, wide, n_condition)
+            for wider, wide in pairwise([widths[-1], *reversed(widths)])
+        )
+        self.velocity = nn.Sequential(
+            nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, n_pixels, 3, padding=1)
+        )
+        self.to(memory_format=torch.channels_last)  # faster on a CPU
+
+    def forward(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)``, times ``(B,)`` from 0 to 1 and labels ``(B,)`` to velocities."""
+        angles = torch.pi * torch.arange(1, 9, device=times.device) * times[:, None]
+        waves = torch.cat([angles.sin(), angles.cos()], 1)
+        condition = F.silu(self.time(waves) + self.class_embedding(labels))
+        features = self.entry(F.pixel_unshuffle(noisy, self.patch))
+        known: list[Tensor] = []
+        for block in self.ways_in:
+            features = block(F.avg_pool2d(features, 2) if known else features, condition)
+            known.append(features)
+        features = self.middle(features, condition)
+        for block in self.ways_out:
+            side = known[-1].shape[-1]
+            features = (
+                features if features.shape[-1] == side else F.interpolate(features, size=side)
+            )
+            features = block(torch.cat([features, known.pop()], 1), condition)
+        return F.pixel_shuffle(self.velocity(features), self.patch).float()
 
 
 class PooledTrunk(nn.Module):

@@ -39,7 +39,13 @@ FAULTS = {
 #: Settings that make any method small; a method without such a field does not get it.
 TINY = {"width": 8, "latent_dim": 4, "batch_size": 8, "labeled_batch_size": 10}
 #: The same for networks that not every small setting reaches.
-NARROW = {"generator_width": 8, "discriminator_width": 8}
+NARROW = {
+    "generator_width": 8,
+    "discriminator_width": 8,
+    "denoiser_width": 8,
+    "n_drawings": 2,
+    "n_steps": 2,
+}
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -149,8 +155,9 @@ def stages(method: Method, batch: Batch) -> Iterator[None]:
     labels[batch.index[:2]] = torch.tensor([0, 1])
     method.prepare(pool, labels, 0.0)
     yield
-    if method.prepare(pool, labels, 0.9):
-        yield
+    for progress in (0.5, 0.9):
+        if method.prepare(pool, labels, progress):
+            yield
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from semigen_lib.losses import (
     bernoulli_loss,
     brier_loss,
     classification_loss,
+    denoising_loss,
     divergence_loss,
     energy_margin_loss,
     entropy_loss,
@@ -55,6 +56,7 @@ CALLS = {
     ),
     "brier_loss": (lambda v: brier_loss(v, LABELS), [LOGITS]),
     "classification_loss": (lambda v: classification_loss(v, SOME), [LOGITS]),
+    "denoising_loss": (denoising_loss, [normal(2, 1, 3, 3, seed=seed) for seed in range(3)]),
     "divergence_loss": (
         lambda v: divergence_loss(v, normal(6, 4, seed=1).to(v).repeat(len(v) // 6, 1)),
         [LOGITS],
@@ -255,6 +257,44 @@ def test_reconstruction_refuses_what_broadcasting_would_hide() -> None:
 
 
 # ---- classes ----
+
+
+# ---- denoising ----
+
+
+def test_denoising_by_hand() -> None:
+    velocity, images, noise = (torch.full((1, 1, 1, 2), value) for value in (1.0, -1.0, 3.0))
+    velocity[..., 1] = 6
+    assert denoising_loss(velocity, images, noise).item() == 6.5  # ((1 - 4)^2 + (6 - 4)^2) / 2
+
+
+def test_who_knows_the_only_image_denoises_it_without_a_loss() -> None:
+    image, noise, time = normal(1, 1, 4, 4), normal(5, 1, 4, 4, seed=1), 0.3
+    noisy = (1 - time) * image + time * noise
+    images = image.expand_as(noise)
+    assert denoising_loss((noisy - image) / time, images, noise).item() < 1e-25
+    assert denoising_loss(noisy / time, images, noise).item() > 1, "who thinks it is black"
+
+
+@pytest.mark.parametrize("time", [0.05, 0.4, 0.9])
+def test_the_best_denoiser_of_normal_images_has_the_loss_of_the_closed_form(time) -> None:
+    """Images from N(mean, size^2): what is left is size^2 over the variance of the noisy image."""
+    mean, size, n = -0.7, 0.5, 40_000
+    images, noise = mean + size * normal(n, 1, 1, 1), normal(n, 1, 1, 1, seed=1)
+    noisy = (1 - time) * images + time * noise
+    variance = (1 - time) ** 2 * size**2 + time**2
+    surprise = (noisy - (1 - time) * mean) / variance
+    best = (time - (1 - time) * size**2) * surprise - mean
+    least = denoising_loss(best, images, noise).item()
+    assert least == pytest.approx(size**2 / variance, rel=0.03)
+    for other in (best + 0.1, best - 0.1, 1.1 * best, 0.9 * best, best + 0.1 * surprise):
+        assert denoising_loss(other, images, noise).item() > least
+
+
+def test_denoising_refuses_what_broadcasting_would_hide() -> None:
+    for velocity, noise in (((2, 1, 3, 1), (2, 1, 3, 3)), ((2, 1, 3, 3), (1, 3, 3))):
+        with pytest.raises(ValueError, match=r"\Avelocity, noise: expected .*, got [^\n]*\Z"):
+            denoising_loss(normal(*velocity), normal(2, 1, 3, 3), normal(*noise))
 
 
 def test_ignored_is_unlabeled() -> None:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from conftest import same_weights, stages, weights
 
-from semigen_lib import methods
+from semigen_lib import methods, training
 from semigen_lib.augment import STRONG, warp
+from semigen_lib.checkpoint import load_state
 from semigen_lib.data import UNLABELED, Batch, BatchStream, LabelSplit, to_float
 from semigen_lib.graph import balance_classes
 from semigen_lib.losses import (
@@ -18,6 +19,7 @@ from semigen_lib.losses import (
     least_squares_loss,
 )
 from semigen_lib.methods import BEST, METHODS, best_method, build_method, propagate
+from semigen_lib.methods.dpt import follow_back
 from semigen_lib.methods.method import Method, MethodConfig, method_name, ramp_up
 from semigen_lib.methods.propagate import name_pool, surest_of_each_class
 from semigen_lib.methods.vat import unit_length
@@ -265,16 +267,19 @@ def test_draws_on_request_tells_the_truth(name, make_method) -> None:
 def test_any_class_means_every_class_in_time(name, make_method, monkeypatch) -> None:
     """UNLABELED must not quietly be one class."""
     method, given = make_method(name).eval(), []
-    drawer = getattr(method, "decoder", None) or method.generator
+    drawers = [n for n in ("decoder", "generator", "denoiser") if hasattr(method, n)]
+    drawer = getattr(method, drawers[0])
     forward = drawer.forward
 
-    def watch(latent: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    def watch(*inputs: torch.Tensor) -> torch.Tensor:
+        classes = inputs[-1]
         given.append(classes.argmax(1) if classes.ndim == 2 else classes)
-        return forward(latent, classes)
+        return forward(*inputs)
 
     monkeypatch.setattr(drawer, "forward", watch)
     method.generate(torch.full((200,), UNLABELED))
-    assert set(torch.cat(given).tolist()) == set(range(10))
+    nobody = {10} if name == "dpt" else set()  # guidance asks for no class as well
+    assert set(torch.cat(given).tolist()) == set(range(10)) | nobody
 
 
 @pytest.mark.parametrize(
@@ -936,12 +941,12 @@ def test_second_names_are_those_of_graph_and_student(power, make_method, pool) -
     assert torch.equal(names, alone) == (power == 0), "at 0 the graph is not asked"
 
 
-@pytest.mark.parametrize("name", ["propagate", "cgan"])
+@pytest.mark.parametrize("name", ["propagate", "cgan", "dpt"])
 def test_the_pool_is_named_once_and_read_once(name, make_method, pool, monkeypatch) -> None:
     named, method = [], make_method(name, relabel_at=0.4, graph_power=0.0).train()
     monkeypatch.setattr(propagate, "name_pool", lambda *given: named.append(1) or name_pool(*given))
     stages_begin, names = [], []
-    for progress in (0.0, 0.1, 0.39, 0.4, 0.41, 0.99):
+    for progress in (0.0, 0.1, 0.39, 0.4, 0.41, 0.79):
         stages_begin.append(method.prepare(*pool, progress))
         names.append(method.memory["names"])
         with torch.no_grad():  # whatever the student has learnt since
@@ -1163,3 +1168,237 @@ def test_half_of_an_odd_batch_is_a_batch(batch_size, make_method, tiny_split: La
     method = make_method("cgan", batch_size=batch_size)
     history = train(method, tiny_split, steps=4, record_every=1, progress=False)
     assert all(map(math.isfinite, history["fake"][1:])) and history["fake"][0] is None
+
+
+# ---- dpt ----
+
+
+def denoising(make_method, pool, **settings) -> Method:
+    """Take a tiny dpt to where its denoiser learns."""
+    method = make_method("dpt", **settings).train()
+    method.prepare(*pool, 0.0)
+    assert method.prepare(*pool, 0.5) is True
+    return method
+
+
+def retraining(make_method, pool, **settings) -> Method:
+    """Take a tiny dpt to where its student meets drawings."""
+    method = denoising(make_method, pool, **settings)
+    assert method.prepare(*pool, 0.9) is True
+    return method
+
+
+def test_the_student_then_the_denoiser_then_the_student(make_method, batch, pool) -> None:
+    networks, method = ("student", "denoiser"), make_method("dpt").train()
+    for progress, player in ((0.0, "student"), (0.5, "denoiser"), (0.9, "student")):
+        method.prepare(*pool, progress)
+        before = {name: weights(getattr(method, name)) for name in networks}
+        assert set(play(method, batch)) == {player}
+        moved = {n for n in networks if not same_weights(before[n], weights(getattr(method, n)))}
+        assert moved == {player}
+
+
+def test_first_denoising_term_by_hand(make_method, batch, pool) -> None:
+    method = denoising(make_method, pool, drop=0.5, keep_later=1.0)
+    method.memory["weights"][batch.index[:3]] = 0
+    torch.manual_seed(4)
+    ((player, terms),) = method.updates(batch)
+    torch.manual_seed(4)
+    kept = torch.rand(8) >= 0.5
+    kept[:3] = False  # nobody is sure what these show
+    assert 0 < kept.sum() < 5
+    labels = method.memory["names"][batch.index].clone()
+    labels[~kept] = 10
+    images, noise = 2 * batch.images - 1, torch.randn(8, 1, 28, 28)
+    times = torch.randn(8).sigmoid()
+    t = times.view(8, 1, 1, 1)
+    velocity = method.denoiser(images + t * (noise - images), times, labels)
+    assert player == "denoiser" and list(terms) == ["denoising"]
+    torch.testing.assert_close(terms["denoising"], ((noise - images - velocity) ** 2).mean())
+
+
+@pytest.mark.parametrize(("settings", "matter"), [({"drop": 1.0}, False), ({"drop": 0.0}, True)])
+def test_a_class_that_is_always_dropped_does_not_matter(
+    settings, matter, make_method, batch, pool
+) -> None:
+    """Nor does that of any image whose name is not sure, whatever is dropped."""
+    final, rows = [], []
+    for shift in (0, 1):
+        method = denoising(make_method, pool, keep_later=1.0, **settings)
+        method.memory["names"] = (method.memory["names"] + shift) % 10
+        torch.manual_seed(0)
+        play(method, batch)
+        final.append(weights(method.denoiser))
+        rows.append(method.denoiser.class_embedding.weight.grad.abs().sum(1) > 0)
+    assert same_weights(*final) != matter
+    assert rows[0][10] != matter and rows[0][:10].any() == matter
+
+
+def test_guidance_by_hand(make_method) -> None:
+    """At 1 it is what the class says, at 0 what no class says, and else on the line of both."""
+    noisy, labels = torch.randn(3, 1, 28, 28), torch.tensor([0, 4, 9])
+    said = {g: make_method("dpt", guidance=g).velocity(noisy, 0.3, labels) for g in (0.0, 1.0, 3.0)}
+    denoiser, times = make_method("dpt").denoiser, torch.full((3,), 0.3)
+    torch.testing.assert_close(said[1.0], denoiser(noisy, times, labels))
+    torch.testing.assert_close(said[0.0], denoiser(noisy, times, torch.full((3,), 10)))
+    torch.testing.assert_close(said[3.0], 3 * said[1.0] - 2 * said[0.0])
+    assert not torch.allclose(said[1.0], said[0.0], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("guidance", "images"), [(1.0, 5), (2.0, 10), (0.0, 10)])
+def test_a_drawing_costs_two_questions_a_step_and_guidance_doubles_them(
+    guidance, images, make_method, monkeypatch
+) -> None:
+    method, asked = make_method("dpt", guidance=guidance, n_steps=3), []
+    forward = method.denoiser.forward
+    monkeypatch.setattr(
+        method.denoiser, "forward", lambda x, *given: asked.append(len(x)) or forward(x, *given)
+    )
+    method.generate(torch.zeros(5, dtype=torch.int64))
+    assert asked == [images] * 6
+
+
+def test_without_guidance_no_class_at_all_is_drawn(make_method) -> None:
+    method = make_method("dpt", guidance=0.0)
+    drawn = []
+    for label in (0, 7):
+        torch.manual_seed(0)
+        drawn.append(method.generate(torch.tensor([label])))
+    assert torch.equal(*drawn)
+
+
+def test_the_way_back_ends_where_the_closed_form_says() -> None:
+    """Of N(mean, size^2): noise z becomes mean + size * z; Heun's error falls as the square."""
+    mean, size, noise = -0.7, 0.5, torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
+
+    def best(noisy: torch.Tensor, time: float) -> torch.Tensor:
+        variance = (1 - time) ** 2 * size**2 + time**2
+        surprise = (noisy - (1 - time) * mean) / variance
+        return (time - (1 - time) * size**2) * surprise - mean
+
+    wrong = [
+        (follow_back(best, noise, n) - (mean + size * noise)).abs().max().item()
+        for n in (10, 64, 128)
+    ]
+    assert wrong[0] < 0.02
+    assert wrong[1] / wrong[2] == pytest.approx(4, rel=0.1)
+
+
+def test_who_knows_that_pixels_are_normal_draws_such_pixels(make_method, monkeypatch) -> None:
+    """From noise to an image, and from pixels between -1 and 1 to pixels between 0 and 1."""
+    method, mean, size = make_method("dpt", n_steps=32), 0.2, 0.1
+
+    def best(noisy: torch.Tensor, times: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        t = times.view(-1, 1, 1, 1)
+        surprise = (noisy - (1 - t) * mean) / ((1 - t) ** 2 * size**2 + t**2)
+        return (t - (1 - t) * size**2) * surprise - mean
+
+    monkeypatch.setattr(method.denoiser, "forward", best)
+    images = method.generate(torch.full((20,), UNLABELED))
+    assert images.mean().item() == pytest.approx(0.6, abs=0.005)
+    assert images.std().item() == pytest.approx(0.05, rel=0.1)
+
+
+def test_a_straight_way_back_takes_one_step() -> None:
+    image, noise = torch.rand(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    torch.testing.assert_close(follow_back(lambda *_: noise - image, noise, 1), image)
+
+
+def test_drawings_join_the_pool_once_and_are_small(make_method, pool) -> None:
+    method = denoising(make_method, pool)
+    names, sure = method.memory["names"], method.memory["weights"]
+    method.prepare(*pool, 0.9)
+    drawings = method.memory["drawings"]
+    assert drawings.dtype == torch.uint8 and drawings.shape == (20, 1, 28, 28)
+    assert torch.equal(method.memory["names"][:60], names), "real images keep their names"
+    assert torch.equal(method.memory["weights"], torch.cat([sure, torch.ones(20)]))
+    assert sorted(method.memory["names"][60:].tolist()) == sorted([*range(10)] * 2)
+    assert method.prepare(*pool, 0.95) is False and method.memory["drawings"] is drawings
+
+
+def test_the_student_meets_drawings_with_the_class_that_was_asked_for(
+    make_method, batch, pool
+) -> None:
+    method = retraining(make_method, pool, share=0.5)
+    torch.manual_seed(4)
+    joined = method._join(batch)
+    chosen = joined.index[:4] - 60
+    assert torch.equal(joined.images[:4], to_float(method.memory["drawings"][chosen]))
+    assert torch.equal(joined.images[4:], batch.images[4:])
+    assert torch.equal(joined.index[4:], batch.index[4:])
+    requests = torch.arange(10).repeat(2)
+    assert torch.equal(method.memory["names"][joined.index[:4]], requests[chosen])
+    everything = torch.cat([method._join(batch).index[:4] for _ in range(60)])
+    assert set(everything.tolist()) == set(range(60, 80)), "every drawing in time"
+
+
+@pytest.mark.parametrize(("share", "sees"), [(0.0, False), (0.25, True), (1.0, True)])
+def test_a_share_of_zero_never_sees_a_drawing(share, sees, make_method, batch, pool) -> None:
+    final = []
+    for inverted in (False, True):
+        method = retraining(make_method, pool, share=share)
+        if inverted:
+            method.memory["drawings"] = 255 - method.memory["drawings"]
+        torch.manual_seed(0)
+        play(method, batch)
+        final.append(weights(method.student))
+    assert same_weights(*final) != sees
+    propagated = in_stage(make_method("propagate", keep_later=0.93), pool, 2)
+    with torch.no_grad():
+        propagated.student.load_state_dict(method.student.state_dict())
+    torch.manual_seed(0)
+    ((_, alone),) = propagated.updates(batch)
+    torch.manual_seed(0)
+    ((_, terms),) = method.updates(batch)
+    assert torch.equal(alone["propagated"], terms["propagated"]) != sees
+
+
+@pytest.mark.parametrize("switch", [{"drop": 0.9}, {"guidance": 1.0}, {"share": 0.0},
+                                    {"n_steps": 3}, {"n_drawings": 3}])  # fmt: skip
+def test_every_setting_of_dpt_changes_the_run(switch, make_method, tiny_split) -> None:
+    final = []
+    for settings in ({}, switch):
+        method = make_method("dpt", **settings)
+        train(method, tiny_split, steps=6, progress=False)
+        final.append(weights(method))
+    assert not same_weights(*final)
+
+
+def test_rates_of_dpt_fall_to_0_in_each_of_three_stages(make_method) -> None:
+    method = make_method("dpt", relabel_at=0.2, retrain_at=0.8)
+    rates = [method.rate_factor(p) for p in (0.0, 0.1, 0.2, 0.5, 0.8, 0.9)]
+    assert rates == pytest.approx([1, 0.5, 1, 0.5, 1, 0.5])
+    assert max(method.rate_factor(p - 1e-6) for p in (0.2, 0.8, 1.0)) < 1e-6
+
+
+@pytest.mark.parametrize(("relabel_at", "retrain_at"), [(0.7, 0.3), (0.5, 0.5), (0.2, 1.0), (1, 1)])
+def test_stages_that_are_left_out_are_left_out(
+    relabel_at, retrain_at, make_method, tiny_split
+) -> None:
+    method = make_method("dpt", relabel_at=relabel_at, retrain_at=retrain_at)
+    history = train(method, tiny_split, steps=10, record_every=1, progress=False)
+    n_denoised = sum(value is not None for value in history.columns.get("denoising", []))
+    assert n_denoised == max(0, round(10 * (retrain_at - relabel_at)))
+    assert ("drawings" in method.memory) == (relabel_at < 1 and retrain_at < 1)
+
+
+def test_a_run_that_stopped_among_its_drawings_goes_on_bit_for_bit(
+    make_method, tiny_split, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", -1.0)
+    settings = {"steps": 6, "record_every": 1, "progress": False}
+    whole = make_method("dpt", retrain_at=0.5)
+    train(whole, tiny_split, **settings)
+
+    def stop(step: int, _: Method) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    method = make_method("dpt", retrain_at=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, tiny_split, states=tmp_path, on_record=stop, **settings)
+    step, tensors, _ = load_state(tmp_path)
+    assert step == 4 and torch.equal(tensors["memory.drawings"], whole.memory["drawings"])
+    again = make_method("dpt", retrain_at=0.5, seed=9)
+    train(again, tiny_split, states=tmp_path, resume=True, **settings)
+    assert same_weights(weights(whole), weights(again))

@@ -7,6 +7,7 @@ from semigen_lib.models import (
     N_FEATURES,
     CodeDiscriminator,
     ConditionalGenerator,
+    ConditionalUnet,
     ConvTrunk,
     Decoder,
     Discriminator,
@@ -423,3 +424,71 @@ def test_no_layer_of_the_judge_stretches_anything() -> None:
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
         assert largest == pytest.approx(1, abs=0.05), layer
     assert torch.equal(judge(images, labels), judge(images, labels)), "at rest while judging"
+
+
+# ---- the network that undoes noise ----
+
+
+def moves(network: ConditionalUnet, shape, labels=(0, 1, 3)) -> torch.Tensor:
+    """Let it look at noise, at a time of each image's own."""
+    labels = torch.tensor(labels)
+    return network(torch.randn(len(labels), *shape), torch.rand(len(labels)), labels)
+
+
+@shapes
+def test_unet(shape) -> None:
+    network = ConditionalUnet(shape, 3, width=8)
+    velocity = moves(network, shape)
+    assert velocity.shape == (3, *shape) and velocity.dtype == torch.float32
+    (velocity * torch.rand_like(velocity)).sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("side", [4, 5, 7, 8, 14, 40])
+def test_unet_takes_the_sides_that_the_others_take(side) -> None:
+    assert moves(ConditionalUnet((1, side, side), 3, 8), (1, side, side)).shape[-1] == side
+    with pytest.raises(ValueError, match=r"\Aimage side: expected [^\n]*, got 30 x 30\Z"):
+        ConditionalUnet((1, 30, 30), 3, 8)
+    with pytest.raises(ValueError, match=r"\Awidth: expected [^\n]*, got 6\Z"):
+        ConditionalUnet((1, side, side), 3, 6)
+
+
+def test_unet_is_small_and_its_smallest_maps_are_of_side_7() -> None:
+    network, sides = ConditionalUnet((1, 28, 28), 10, 32), []
+    assert 0.3e6 < count(network) < 1e6
+    for block in (*network.ways_in, network.middle, *network.ways_out):
+        block.register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
+    moves(network, (1, 28, 28))
+    assert sides == [14, 7, 7, 7, 14]
+
+
+def test_time_class_and_no_class_change_the_velocity() -> None:
+    network, noisy = ConditionalUnet((1, 28, 28), 3, 8), torch.randn(1, 1, 28, 28)
+    seen = [
+        network(noisy, torch.tensor([time]), torch.tensor([label]))
+        for time, label in ((0.5, 0), (0.5, 1), (0.5, 3), (0.0, 0), (1.0, 0))
+    ]
+    for index, velocity in enumerate(seen):
+        assert all(not torch.allclose(velocity, other) for other in seen[:index])
+
+
+def test_what_unet_says_of_an_image_does_not_depend_on_the_company() -> None:
+    network, shape = ConditionalUnet((1, 28, 28), 3, 8), (1, 28, 28)
+    noisy, times, labels = torch.randn(3, *shape), torch.rand(3), torch.arange(3)
+    alone = network(noisy[:1], times[:1], labels[:1])
+    torch.testing.assert_close(network(noisy, times, labels)[:1], alone)
+
+
+def test_unet_block_by_hand() -> None:
+    """Group norm whose gain and bias the condition moves, between two convolutions."""
+    block = ConditionalUnet((1, 28, 28), 3, 8).ways_in[1]
+    features, condition = torch.randn(2, 8, 7, 7), torch.randn(2, 32)
+    hidden = block.first(features).unflatten(1, (4, 4))
+    deviation = hidden.var((2, 3, 4), unbiased=False, keepdim=True).add(1e-5).sqrt()
+    hidden = ((hidden - hidden.mean((2, 3, 4), keepdim=True)) / deviation).flatten(1, 2)
+    gain, bias = (condition @ block.modulation.weight.T + block.modulation.bias).split(16, 1)
+    hidden = hidden * (1 + gain[:, :, None, None]) + bias[:, :, None, None]
+    expected = block.skip(features) + block.second(hidden * hidden.sigmoid())
+    torch.testing.assert_close(block(features, condition), expected)

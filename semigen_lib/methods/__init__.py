@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from semigen_lib.methods.autoencoder import Autoencoder
 from semigen_lib.methods.cgan import Cgan
 from semigen_lib.methods.combined import Combined
+from semigen_lib.methods.dpt import Dpt
 from semigen_lib.methods.fixmatch import Fixmatch
 from semigen_lib.methods.lsgan import Lsgan
 from semigen_lib.methods.m2 import M2
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "fixmatch": Fixmatch,
     "propagate": Propagate,
     "cgan": Cgan,
+    "dpt": Dpt,
 }
 
 

@@ -65,14 +65,18 @@ _LARGEST = 1e6  # of a weight or a target: whoever asks for more has mistyped
 _RANGES = {
     "augment": (0, 1),
     "balance": (0, 1),
+    "drop": (0.0, 1.0),
     "epsilon": (0.0, _LARGEST),
     "erased": (0.0, 1.0),
     "graph_power": (0.0, 10.0),
+    "guidance": (0.0, 100.0),
     "keep": (0.0, 1.0),
     "keep_later": (0.0, 1.0),
     "q": (0.01, 1.0),
     "ramp": (0.0, 1.0),
     "relabel_at": (0.0, 1.0),
+    "retrain_at": (0.0, 1.0),
+    "share": (0.0, 1.0),
     "threshold": (0.0, 1.0),
     "learning_rate": (0.0, 1.0),
     "beta1": (0.0, 0.99999),  # Adam divides by 1 - beta
