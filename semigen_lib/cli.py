@@ -1,4 +1,4 @@
-"""The console script ``semigen``: train, sample, predict, evaluate, benchmark, assign.
+"""The console script ``semigen``: train, sample, predict, evaluate, benchmark, and a course.
 
 Every bad input ends with status 2 and one line on stderr, and leaves what was there untouched.
 
@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,9 @@ from semigen_lib.grading.assignment import (
     notebook_text,
     set_parameters,
 )
+from semigen_lib.grading.doctor import examine_sandbox
+from semigen_lib.grading.results import closing_line
+from semigen_lib.grading.sandbox import Sandbox, SandboxError, find_sandbox, unsafe_sandbox
 from semigen_lib.jobs import JobsError
 from semigen_lib.methods import METHODS, best_method, build_method
 from semigen_lib.methods.method import Method
@@ -93,7 +97,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0; 1 if a cell of a benchmark failed; 2 for bad input; 130 when interrupted.
+    0; 1 if a cell of a benchmark or the grader failed; 2 for bad input; 130 when interrupted.
     """
     options = build_parser().parse_args(arguments)
     try:
@@ -114,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def explain(error: Exception) -> str | None:
     """Return what the user can do something about as one line, None if there is nothing."""
     sentence = " ".join(str(error).split())
-    if isinstance(error, (ValueError, JobsError, TrainingError)):
+    if isinstance(error, (ValueError, JobsError, SandboxError, TrainingError)):
         return sentence
     if isinstance(error, OSError):
         where = error.filename or "input or output"
@@ -145,6 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_benchmark(commands)
     _add_assign(commands)
+    _add_grade(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -274,6 +280,50 @@ def _add_assign(commands: argparse._SubParsersAction) -> None:
         "value of a parameter of the notebook; repeatable")  # fmt: skip
     add("--force", action="store_true", help="overwrite a notebook that is there")
     command.set_defaults(run=run_assign)
+
+
+def _add_grade(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "grade",
+        help="grade a folder of submissions",
+        description="Run every notebook of a folder in a sandbox, weigh what it leaves with hidden "
+        "seeds, and write GRADES/{results/STUDENT.json, grades.csv, report.html, "
+        "feedback/STUDENT.html}. What a notebook prints counts for nothing. Each result is kept "
+        "as soon as it is known; the same command again grades what is missing or has changed. "
+        "Exit status 1 if the grader itself failed on a submission, which then has no score.",
+        epilog="example: semigen assign A3 --out handout; collect notebooks in submissions/, one "
+        "file, folder or archive a student; then semigen grade submissions --assignment A3 "
+        "--out grades",
+    )
+    add = command.add_argument
+    add("submissions", type=Path, metavar="SUBMISSIONS", help="a folder with one notebook, "
+        "archive (.zip, .tar, .tar.gz) or folder a student, named like the student")  # fmt: skip
+    add("--assignment", required=True, metavar="A", help="a name such as A3, or a path to an "
+        "instructor's notebook")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="GRADES", help="where the grades are or will "
+        "be: a folder of the instructor's alone, of one assignment")  # fmt: skip
+    add("--jobs", type=int, default=2, help="how many submissions at a time (default: 2)")
+    add("--scheduler", metavar="ADDRESS", help="grade on the workers of a Dask cluster instead, "
+        "such as tcp://10.0.0.1:8786, which see the same folders and have a sandbox; start them "
+        "with --nthreads 1")  # fmt: skip
+    add("--secret-file", type=Path, metavar="FILE", help="at least 16 bytes that no student "
+        "knows, of which the hidden seeds are made (default: GRADES/.secret, new)")  # fmt: skip
+    add("--runs", type=int, metavar="N", help="how many seeds each notebook is run with; the "
+        "median counts (default: as the assignment says)")  # fmt: skip
+    add("--unsafe", action="store_true", help="without a sandbox: students' code can do all that "
+        "you can do, and every row says UNSANDBOXED")  # fmt: skip
+    add("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=run_grade)
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="test the sandbox that grading needs",
+        description="Try to get out of the sandbox in every way we know, and say what came of it. "
+        "Exit status 1 if one of them worked.",
+    )
+    command.set_defaults(run=run_doctor)
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -637,6 +687,71 @@ def run_assign(options: argparse.Namespace) -> None:
         say(f"{assignment.name}, {assignment.title}: {assignment.points:g} points, {target}")
     for target, text in texts.items():
         write_atomically(target, text.encode())
+
+
+def run_grade(options: argparse.Namespace) -> int:
+    """Grade a folder, print how it went in one line, and return 1 if somebody has no score."""
+    from semigen_lib.grading.grade import grade_folder  # nbformat: there with the extra "course"
+
+    with terminated_like_interrupted():
+        students, records = grade_folder(
+            options.submissions,
+            find_assignment(options.assignment),
+            options.out,
+            unsafe_sandbox() if options.unsafe else tested_sandbox(),
+            jobs=options.jobs,
+            scheduler=options.scheduler,
+            secret_file=options.secret_file,
+            runs=options.runs,
+            progress=not options.quiet,
+        )
+    failed = 0
+    for student in students:
+        record = records.get(student)
+        if record is None or record["status"] == "grader_error":
+            why = record["detail"] if record else "no result"
+            say(f"{student}: expected a score, got {why}")
+            failed = 1
+    sys.stdout.write(closing_line(records, students) + "\n")
+    return failed
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM stop what is done inside like Ctrl-C, and say what remains."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("what is graded is kept; the same command goes on")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def tested_sandbox() -> Sandbox:
+    """Return the sandbox of this machine, if nothing gets out of it."""
+    sandbox = find_sandbox()
+    escaped = [finding.name for finding in examine_sandbox(sandbox, quick=True) if not finding.held]
+    if escaped:
+        raise SandboxError(
+            f"sandbox: expected it to hold, got out by {', '.join(escaped)}; see semigen doctor"
+        )
+    return sandbox
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Print what every canary found, and return 1 if one got out."""
+    findings = examine_sandbox(find_sandbox())
+    for name, held, detail in findings:
+        sys.stdout.write(f"{'held' if held else 'ESCAPED':8}{name}: {detail}\n")
+    escapes = sum(not finding.held for finding in findings)
+    sys.stdout.write(f"{len(findings)} canaries, {escapes} escapes\n")
+    return int(escapes > 0)
 
 
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
