@@ -109,7 +109,7 @@ def with_cell(**content: object) -> bytes:
 
 def received(folder: Path) -> list[Intake]:
     """Take in a folder and hold each row to what every row promises."""
-    rows = [take_in(entry, ASSIGNMENT, folder) for entry in find_submissions(folder)]
+    rows = [take_in(entry, ASSIGNMENT) for entry in find_submissions(folder)]
     for row in rows:
         assert row.reason in REASONS and (row.notebook is not None) == (row.reason == "ok")
         assert row.student.isprintable() and row.detail.isprintable() and len(row.detail) <= 200
@@ -258,6 +258,7 @@ NOTEBOOKS = {
     "a huge file": (b" " * (intake.FILE_BYTES + 1), "too_large"),
     "a huge cell": (with_cell(source="#" * (intake.SOURCE_CHARACTERS + 1)), "too_large"),
     "too many cells": (changed(cells=answered()["cells"] * 400), "too_large"),
+    "too many values": (GOOD[:-1] + b', "extra": [' + b"{}," * 600_000 + b"0]}", "too_large"),
     "format 2": (changed(nbformat=2), "unknown_format"),
     "format 5": (changed(nbformat=5), "unknown_format"),
     "format of 4,000 digits": (GOOD.replace(b'format": 4', b'format": 4' + b"0" * 4000),
@@ -446,6 +447,7 @@ ARCHIVES = {
     "zip: a bomb": (".zip", zipped({"A3.ipynb": GOOD, "x": ZEROS}), "too_large"),
     "zip: a bomb that says so": (".zip", zipped({"x": bytes(intake.FILE_BYTES + 1)}), "too_large"),
     "zip: too many entries": (".zip", zipped(MANY), "too_large"),
+    "zip: a directory without end": (".zip", b"PK\x01\x02" * 10_001, "too_large"),
     "zip: truncated": (".zip", zipped({"A3.ipynb": GOOD})[:-30], "archive_damaged"),
     "zip: a wrong checksum": (".zip", patched(zipped({"A3.ipynb": GOOD}), 16, 14, b"abcd"),
                               "archive_damaged"),
@@ -479,6 +481,7 @@ ARCHIVES = {
                                    "archive_damaged"),
     "tar: not packed": (".tar.gz", tarred({"A3.ipynb": GOOD}), "archive_damaged"),
     "tar: an empty file": (".tgz", b"", "archive_damaged"),
+    "tar: empty parts": (".tgz", gzip.compress(b"") * 1000, "archive_damaged"),
     "tar: packed text": (".tgz", gzip.compress(b"my answers"), "archive_damaged"),
     "tar: nothing in it": (".tar", tarred({}), "no_notebook"),
     "tar: two notebooks": (".tar", tarred({"a.ipynb": GOOD, "b.ipynb": b""}), "several_notebooks"),
@@ -503,7 +506,7 @@ def reason_and_peak(folder: Path) -> tuple[str, int]:
     """Take in one submission and say how many bytes Python held for it at most."""
     tracemalloc.start()
     try:
-        row = take_in(find_submissions(folder)[0], ASSIGNMENT, folder)
+        row = take_in(find_submissions(folder)[0], ASSIGNMENT)
         return row.reason, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -657,14 +660,14 @@ def test_a_folder_that_can_be_listed_but_not_entered() -> None:
         folder = write_folder(Path(name), {"ann.ipynb": GOOD, "bob/A3.ipynb": GOOD})
         folder.chmod(0o744)
         with an_ordinary_user():
-            rows = [take_in(entry, ASSIGNMENT, folder) for entry in find_submissions(folder)]
+            rows = [take_in(entry, ASSIGNMENT) for entry in find_submissions(folder)]
         folder.chmod(0o700)
         assert [row.reason for row in rows] == ["unreadable"] * 2
 
 
 @fault
 def test_a_submission_that_vanishes(tmp_path) -> None:
-    row = take_in(Submission("ann", tmp_path / "ann.ipynb"), ASSIGNMENT, tmp_path)
+    row = take_in(Submission("ann", tmp_path / "ann.ipynb"), ASSIGNMENT)
     assert row.reason == "unreadable"
 
 

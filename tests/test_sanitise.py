@@ -36,7 +36,7 @@ def handed_in(tmp_path) -> Callable[..., Sanitised]:
         change(notebook)
         path = tmp_path / "ann.ipynb"
         path.write_text(json.dumps(notebook))
-        row = take_in(Submission("ann", path), ASSIGNMENT, tmp_path)
+        row = take_in(Submission("ann", path), ASSIGNMENT)
         assert row.reason == "ok"
         result = sanitise(row.notebook, ASSIGNMENT, {"seed": 7})
         hold_to_the_template(result)

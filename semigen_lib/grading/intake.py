@@ -11,7 +11,6 @@ Shown in: book/instructor.md
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
 import io
 import json
@@ -67,6 +66,7 @@ FILE_BYTES = 20_000_000  # of a notebook, an archive or any file in it
 TOTAL_BYTES = 100_000_000  # of all files of a submission, unpacked
 RATIO = 200  # unpacked to packed size of an archive
 FILES = 1000
+VALUES = 1_000_000  # of a notebook's JSON, outputs and all
 CELLS = 2000
 SOURCE_CHARACTERS = 1_000_000  # of one cell
 _SUFFIXES = (".ipynb", ".zip", ".tar", ".tar.gz", ".tgz")
@@ -213,17 +213,10 @@ def _stem(path: Path) -> str:
 # ---- one submission ----
 
 
-def take_in(submission: Submission, assignment: Assignment, scratch: Path) -> Intake:
+def take_in(submission: Submission, assignment: Assignment) -> Intake:
     """Read a submission; whatever is wrong with it becomes its reason.
 
-    Parameters
-    ----------
-    submission : Submission
-        An entry of ``find_submissions``.
-    assignment : Assignment
-        What was asked for: its name chooses among several notebooks.
-    scratch : Path
-        A folder of the caller's; nothing needs to be written so far.
+    The name of the assignment chooses among several notebooks, its template knows the answers.
     """
     path = submission.path
     sha256, files, notebook = "", {}, None
@@ -337,10 +330,12 @@ def _unpack(content: bytes, path: Path) -> dict[str, bytes]:
         if suffix == ".zip":
             return _within_limits(_zip_entries(content), limit)
         if suffix in (".tar.gz", ".tgz"):
-            with gzip.open(io.BytesIO(content)) as file:
-                content = file.read(limit + 1)
+            unpacker = zlib.decompressobj(wbits=31)  # gzip's form, of one part
+            content = unpacker.decompress(content, limit + 1)
             if len(content) > limit:
                 raise _Refused("too_large", f"{path.name}: more than {limit:,} bytes unpacked")
+            if not unpacker.eof:
+                raise EOFError("truncated")
         if suffix in (".tar", ".tar.gz", ".tgz"):
             return _within_limits(_tar_entries(content), limit)
     except _DAMAGE as error:
@@ -349,6 +344,8 @@ def _unpack(content: bytes, path: Path) -> dict[str, bytes]:
 
 
 def _zip_entries(content: bytes) -> Iterator[Entry]:
+    if content.count(b"PK\x01\x02") > 10 * FILES:  # ZipFile reads all at once
+        raise _Refused("too_large", f"more than {FILES:,} files")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for entry in archive.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -389,6 +386,8 @@ def _parse(content: bytes) -> list[dict[str, Any]]:
     """Return the cells of a notebook, each with nothing but its type, source and ``grade_id``."""
     if not content.strip():
         raise _Refused("empty", "")
+    if sum(map(content.count, (b",", b"[", b"{"))) > VALUES:  # millions would take a gigabyte
+        raise _Refused("too_large", f"more than {VALUES:,} values")
     try:
         notebook = json.loads(
             content.decode("utf-8-sig"),
