@@ -151,8 +151,10 @@ def load_assignment(path: Path, template: dict[str, Any] | None = None) -> Assig
     tasks: list[Task | WeightsTask] = []
     for cell in nb.cells:
         entry = cell.metadata.nbgrader
-        if entry["grade"]:
-            tasks += collect_tasks(cell.source, entry["grade_id"], entry["points"])
+        if entry.get("grade"):
+            if type(entry.get("points")) not in (int, float):
+                raise ValueError(f"{grade_id_of(cell)}: expected points, got {entry.get('points')}")
+            tasks += collect_tasks(cell.source, grade_id_of(cell), entry.points)
     return Assignment(
         name=facts["assignment"],
         title=facts["title"],
@@ -310,8 +312,9 @@ def set_parameters(nb: Any, values: Mapping[str, Any]) -> Any:
     places = _literals(nb, "notebook")
     cell = next(cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", []))
     lines = cell.source.split("\n")
-    for name, value in values.items():
-        node = places[name][1]
+    # From the last to the first, so that places on the same line stay true.
+    for name in sorted(values, key=list(places).index, reverse=True):
+        node, value = places[name][1], values[name]
         line = lines[node.lineno - 1].encode()
         literal = repr(value).encode()
         lines[node.lineno - 1] = (
