@@ -2,8 +2,9 @@
 
 Tensors go into safetensors and everything else into JSON, so loading a file never runs code.
 A file is written beside its place, flushed to the disk, and moved: whoever is interrupted leaves
-the old file or the new one, never half of either. A training state is a pair of files; its JSON is
-written last and carries the sha256 of the tensors, which no format checks by itself.
+the old file or the new one, never half of either. A training state is a pair of files. Its JSON is
+written last, with the sha256 of the tensors and of itself: neither format would notice a flipped
+bit.
 
 Shown in: book/running.md
 """
@@ -75,11 +76,10 @@ def read_json(path: Path) -> dict[str, Any]:
     CheckpointError
         If the file is missing, is not a JSON object, or was written by a newer schema.
     """
+    text = _read(path, "a file of a training run")
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: expected a file of a training run, got nothing") from None
-    except ValueError as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON, got a damaged file ({error})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
@@ -89,6 +89,15 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: expected schema {SCHEMA} or older, got {schema!r}: {_NEWER}"
         )
     return content
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: expected {what}, got nothing") from None
+    except OSError as error:  # a broken disk, a folder in its place
+        raise CheckpointError(f"{path}: expected {what}, got {error.strerror}") from None
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
@@ -107,10 +116,7 @@ def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     CheckpointError
         If the file is missing, not bit for bit as it was written, or no safetensors.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: expected saved weights, got nothing") from None
+    content = _read(path, "saved weights")
     got = hashlib.sha256(content).hexdigest()
     if got != sha256:
         wanted = str(sha256)[:12]
@@ -122,7 +128,10 @@ def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping) -> None:
-    """Write the training state of a step; of the older ones the last stays, the rest go.
+    """Write the training state of a step; of the older ones the last stays.
+
+    All other states go, also those of later steps: a run that went back to this step, as they were
+    damaged, takes another way. So does what an interrupted save has left.
 
     Parameters
     ----------
@@ -137,11 +146,22 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Ma
     """
     stem = folder / f"step-{step:09d}"
     sha256 = save_weights(stem.with_suffix(".safetensors"), tensors)
-    entry = {"schema": SCHEMA, "step": step, "sha256": sha256, "facts": dict(facts)}
-    write_json(stem.with_suffix(".json"), entry)
-    for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    entry = {
+        "schema": SCHEMA,
+        "step": step,
+        "sha256": sha256,
+        "names": sorted(tensors),
+        "facts": dict(facts),
+    }
+    write_json(stem.with_suffix(".json"), entry | {"seal": _seal(entry)})
+    made = sorted(path.stem for path in folder.glob("step-*.json") if path.stem <= stem.name)
+    for path in sorted((*folder.glob("step-*"), *folder.glob(".step-*.tmp"))):
+        if path.stem not in made[-KEPT:]:
+            path.unlink()
+
+
+def _seal(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 def load_state(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
@@ -157,21 +177,33 @@ def load_state(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
     problems = []
     for path in sorted(folder.glob("step-*.json"), reverse=True):
         try:
-            entry = read_json(path)
-            tensors = load_weights(path.with_suffix(".safetensors"), entry["sha256"])
-            state = entry["step"], tensors, entry["facts"]
+            state = _load_state(path)
         except CheckpointError as error:
             if _NEWER in str(error):
                 raise
             problems.append(str(error))
-        except KeyError as error:
-            problems.append(f"{path}: expected a training state, got one without {error}")
         else:
             for problem in problems:
                 warnings.warn(f"{problem}; going back to the state before", stacklevel=2)
             return state
     got = "; ".join(problems) or "nothing"
     raise CheckpointError(f"{folder}: expected a training state to resume from, got {got}")
+
+
+def _load_state(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    entry = read_json(path)
+    if entry.pop("seal", None) != _seal(entry):
+        raise CheckpointError(f"{path}: expected the JSON that was sealed, got another: damaged")
+    try:
+        step, sha256, names, facts = (entry[key] for key in ("step", "sha256", "names", "facts"))
+    except KeyError as error:
+        raise CheckpointError(f"{path}: expected a training state, got none of {error}") from None
+    if path.stem != f"step-{step!s:0>9}":
+        raise CheckpointError(f"{path}: expected the state of that step, got step {step}")
+    tensors = load_weights(path.with_suffix(".safetensors"), sha256)
+    if missing := sorted(set(names) - set(tensors)):
+        raise CheckpointError(f"{path}: expected a whole training state, got none of {missing}")
+    return step, tensors, facts
 
 
 def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

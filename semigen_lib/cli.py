@@ -16,7 +16,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,6 +53,7 @@ from semigen_lib.data import (
     read_images,
     split_labels,
 )
+from semigen_lib.distributed import is_first, joined_processes
 from semigen_lib.evaluation import class_probabilities, draw, reconstruction_error, test_error
 from semigen_lib.grading.assignment import (
     all_assignments,
@@ -70,7 +71,13 @@ from semigen_lib.jobs import JobsError
 from semigen_lib.methods import METHODS, best_method, build_method
 from semigen_lib.methods.method import Method
 from semigen_lib.models import ImageShape
-from semigen_lib.runtime import DEVICES, PRECISIONS, pick_device, seed_everything
+from semigen_lib.runtime import (
+    DEVICES,
+    PRECISIONS,
+    is_out_of_memory,
+    pick_device,
+    seed_everything,
+)
 from semigen_lib.samples import classification_accuracy_score, measure_samples
 from semigen_lib.training import History, TrainingError, check_duration, train
 
@@ -97,12 +104,13 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0; 1 if a cell of a benchmark or the grader failed; 2 for bad input; 130 when interrupted.
+    0; 1 if a cell of a benchmark or the grader failed; 2 for bad input; 130 when interrupted. A
+    training that SIGTERM ends leaves with 143.
     """
     options = build_parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+            warnings.showwarning = lambda message, *_: remark(f"warning: {message}")
             return options.run(options) or 0
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         sentence = explain(error)
@@ -123,14 +131,22 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         where = error.filename or "input or output"
         return f"{where}: expected to read or write it, got {error.strerror or sentence}"
-    if isinstance(error, MemoryError) or "memory" in sentence:
+    if is_out_of_memory(error) or "memory" in sentence:
         return f"memory: expected enough for this size of images, batch and method, got {sentence}"
+    if "gloo" in sentence or "NCCL" in sentence:
+        return f"processes: expected all of them to go on, got {sentence}"
     return None
 
 
 def say(sentence: str) -> None:
     """Write one line to stderr; stdout is for results."""
     sys.stderr.write(f"semigen: {sentence}\n")
+
+
+def remark(sentence: str) -> None:
+    """Say what each of several processes would say, once."""
+    if is_first():
+        say(sentence)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -347,9 +363,16 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train a method and write everything that belongs to the run."""
-    out = options.out
-    check_free(out, options.resume)
     device = pick_device(options.device)
+    with ends_on_sigterm(), joined_processes(device):
+        train_run(options, device)
+
+
+def train_run(options: argparse.Namespace, device: torch.device) -> None:
+    """Do it, in one of several processes or alone; the first of them writes."""
+    out = options.out
+    if is_first():
+        check_free(out, options.resume)
     if options.steps is None and options.minutes is None:
         options.steps = DEFAULT_STEPS
     check_duration(options.steps, options.minutes)
@@ -363,7 +386,7 @@ def run_train(options: argparse.Namespace) -> None:
     test_images = data.test
     if options.method == "best":
         options.method = best_method(split.n_labeled)
-        say(f"best with {split.n_labeled} labels: {options.method}")
+        remark(f"best with {split.n_labeled} labels: {options.method}")
     config = {
         "schema": SCHEMA,
         "version": __version__,
@@ -386,12 +409,12 @@ def run_train(options: argparse.Namespace) -> None:
     if options.resume:
         check_same(read_json(out / "config.json"), config)
         if not has_state:  # it was killed in its first half minute
-            say("no training state was saved yet: the run begins anew")
+            remark("no training state was saved yet: the run begins anew")
     notes = () if options.resume else data.notes
     del data  # from here on no hidden label is in memory
-    with claimed(out, config):
+    with claimed(out, config) if is_first() else nullcontext():
         for note in notes:
-            say(note)
+            remark(note)
         history = train(
             method,
             split,
@@ -403,7 +426,23 @@ def run_train(options: argparse.Namespace) -> None:
             states=out / "states",
             resume=has_state,
         )
-        write_results(out, config, method, history, test_images)
+        if is_first():
+            write_results(out, config, method, history, test_images)
+
+
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a command in order, as Ctrl-C does, with one line and status 143."""
+
+    def end(number: int, _: object) -> None:
+        remark("terminated")
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -286,6 +286,9 @@ class BatchStream:
         Seed of the orders.
     device : str or torch.device
         Where images are kept (as uint8) and batches are made.
+    part : (int, int)
+        Which of how many processes this is: number r of K gets rows r, r + K, r + 2K, ... of every
+        batch, and a labelled batch that K does not divide whole.
 
     Attributes
     ----------
@@ -296,7 +299,7 @@ class BatchStream:
     Raises
     ------
     DataError
-        If a number is not whole or too small.
+        If a number is not whole or too small, or the processes cannot share a batch evenly.
 
     Shown in: book/05_training_loop.ipynb
     """
@@ -309,10 +312,18 @@ class BatchStream:
         labeled_batch_size: int = 32,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         batch_size = whole_number(batch_size, "batch_size", 1)
         labeled_batch_size = whole_number(labeled_batch_size, "labeled_batch_size", 0)
         seed = whole_number(seed, "seed", 0)
+        index, n_parts = part
+        if batch_size % n_parts:
+            raise DataError(
+                f"expected batch_size to be divisible by {n_parts} processes, got {batch_size}"
+            )
+        self._rows = slice(index, None, n_parts)
+        self._labeled_rows = slice(None) if labeled_batch_size % n_parts else self._rows
         self.pool, self.pool_labels = split.images.to(device), split.labels.to(device)
         self._labeled_index = split.labeled_index.to(device)
         self._pool = _Cycle(len(split.images), batch_size, f"{seed}/pool", device)
@@ -337,8 +348,8 @@ class BatchStream:
             If the step is negative or not whole.
         """
         step = whole_number(step, "step", 0)
-        pool = self._pool.at(step)
-        labeled = self._labeled_index[self._labeled.at(step)]
+        pool = self._pool.at(step)[self._rows]
+        labeled = self._labeled_index[self._labeled.at(step)[self._labeled_rows]]
         return Batch(
             to_float(self.pool[pool]),
             to_float(self.pool[labeled]),

@@ -5,8 +5,12 @@ Shown in: book/05_training_loop.ipynb, book/running.md
 
 from __future__ import annotations
 
+import json
 import random
-from contextlib import AbstractContextManager
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
@@ -16,10 +20,12 @@ __all__ = [
     "PRECISIONS",
     "autocast",
     "fast_bf16",
+    "is_out_of_memory",
     "pick_device",
     "rng_state",
     "seed_everything",
     "set_rng_state",
+    "signals_noted",
 ]
 
 
@@ -73,22 +79,74 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, torch.Tensor]:
-    """Return the state of torch's generators, as named uint8 tensors.
+    """Return the state of every generator that a training could draw from, as uint8 tensors.
 
-    Training draws its noise from these and from no others (batches are a function of the step).
+    Those of torch, on the CPU and on the current CUDA device, of NumPy and of Python.
     """
+    kind, words, *rest = np.random.get_state()
+    texts = {
+        "rng.python": json.dumps(random.getstate()),
+        "rng.numpy": json.dumps([kind, words.tolist(), *rest]),
+    }
     state = {"rng.cpu": torch.get_rng_state()}
-    for index in range(torch.cuda.device_count()):
-        state[f"rng.cuda.{index}"] = torch.cuda.get_rng_state(index)
+    state |= {
+        name: torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8)
+        for name, text in texts.items()
+    }
+    if torch.cuda.is_available():
+        state["rng.cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def set_rng_state(state: dict[str, torch.Tensor]) -> None:
-    """Put back what :func:`rng_state` returned; states of absent devices are ignored."""
+    """Put back what :func:`rng_state` returned; that of an absent CUDA device is ignored."""
+    python, numpy = (
+        json.loads(state[name].numpy().tobytes()) for name in ("rng.python", "rng.numpy")
+    )
+    version, words, spare = python
+    random.setstate((version, tuple(words), spare))
+    np.random.set_state(tuple(numpy))
     torch.set_rng_state(state["rng.cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"rng.cuda.{index}" in state:
-            torch.cuda.set_rng_state(state[f"rng.cuda.{index}"], index)
+    if torch.cuda.is_available() and "rng.cuda" in state:
+        torch.cuda.set_rng_state(state["rng.cuda"])
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Note the first SIGINT or SIGTERM in the list that is given, and obey it afterwards.
+
+    So whoever is interrupted can bring what is at work to an end and save it. The next signal is
+    obeyed at once. Outside the main thread, where Python hears of no signals, nothing is noted.
+
+    Shown in: book/running.md
+    """
+    noted: list[int] = []
+    handlers: dict[int, object] = {}
+
+    def put_back() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: object) -> None:
+        put_back()
+        noted.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        put_back()
+    for number in noted:
+        signal.raise_signal(number)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that there is no room for the tensors of a step."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # on the CPU
 
 
 def fast_bf16() -> bool:

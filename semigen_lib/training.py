@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,17 +20,42 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from semigen_lib.checkpoint import flatten_optimizer, load_state, restore_optimizer, save_state
-from semigen_lib.data import Batch, BatchStream, LabelSplit
-from semigen_lib.methods.method import Method, rate_factor
-from semigen_lib.runtime import autocast, fast_bf16, rng_state, seed_everything, set_rng_state
+from semigen_lib.checkpoint import (
+    CheckpointError,
+    flatten_optimizer,
+    load_state,
+    restore_optimizer,
+    save_state,
+)
+from semigen_lib.data import UNLABELED, Batch, BatchStream, LabelSplit, to_float
+from semigen_lib.distributed import (
+    average,
+    average_gradients,
+    is_first,
+    largest,
+    part_of_processes,
+    whole_batch,
+)
+from semigen_lib.methods.method import Method, Terms, rate_factor
+from semigen_lib.runtime import (
+    autocast,
+    fast_bf16,
+    is_out_of_memory,
+    rng_state,
+    seed_everything,
+    set_rng_state,
+    signals_noted,
+)
 
 __all__ = [
+    "LOOK_EVERY",
     "SECONDS_BETWEEN_STATES",
+    "VARIETY",
     "History",
     "TrainingError",
     "average_weights",
     "check_duration",
+    "measure_variety",
     "rate_factor",
     "summarise",
     "train",
@@ -35,11 +63,14 @@ __all__ = [
 ]
 
 
-SECONDS_BETWEEN_STATES = 30.0  # an interrupted run loses at most this much
+SECONDS_BETWEEN_STATES = 30.0  # a run that is killed loses at most this much, and one row
+LOOK_EVERY = 100  # steps between two looks at what a game draws, in the second half of a run
+VARIETY = 0.1  # drawings that vary less, as a multiple of the images, have collapsed
+_GRADIENT = "gradient of "  # before a player's name, beside the terms of a step
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: a term of an objective is not a finite number."""
+    """A run that cannot go on: a term of an objective, a gradient or a weight is not finite."""
 
 
 class History(Mapping[str, list[float]]):
@@ -108,20 +139,82 @@ def training_step(
     Shown in: book/05_training_loop.ipynb
     """
     named: dict[str, Tensor] = {}
+    for _, terms in _turns(method, batch, optimizers, precision):
+        named.update(terms)
+    return named
+
+
+def _turns(
+    method: Method,
+    batch: Batch,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    precision: str,
+) -> Iterator[tuple[str, Terms]]:
+    """Yield every player that has stepped, and its detached terms."""
     updates = method.updates(batch)
-    if precision == "auto" and method.prefers_bf16 and fast_bf16():
-        precision = "bf16"
     while True:
-        with autocast(batch.images.device, precision):
-            update = next(updates, None)
+        update = _next_update(method, updates, batch, precision)
         if update is None:
-            return named
+            return
         player, terms = update
         optimizers[player].zero_grad()
         # Players may share a term, such as a reconstruction, and so its graph.
         method.objective(terms).backward(inputs=method.parameters_of(player), retain_graph=True)
+        average_gradients(method.parameters_of(player))
         optimizers[player].step()
-        named.update((name, term.detach()) for name, term in terms.items())
+        yield player, {name: term.detach() for name, term in terms.items()}
+
+
+def _next_update(
+    method: Method, updates: Iterator[tuple[str, Terms]], batch: Batch, precision: str
+) -> tuple[str, Terms] | None:
+    if precision == "auto" and method.prefers_bf16 and fast_bf16():
+        precision = "bf16"
+    with autocast(batch.images.device, precision), whole_batch():
+        return next(updates, None)
+
+
+def _turns_in_parts(
+    method: Method,
+    batch: Batch,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    precision: str,
+    n_parts: int,
+) -> Iterator[tuple[str, Terms]]:
+    """Do the same with the graph of one part of the batch in memory at a time.
+
+    A player steps on the gradients of all parts, so the batch is as large as ever. For each turn
+    the parts are worked through anew, with new noise, up to the update of that turn.
+    """
+    parts = _split(batch, n_parts)
+    for turn in itertools.count():
+        named: dict[str, Tensor] = {}
+        for index, part in enumerate(parts):
+            updates = itertools.islice(method.updates(part), turn, None)
+            update = _next_update(method, updates, part, precision)
+            if update is None:
+                return
+            player, terms = update
+            if index == 0:
+                optimizers[player].zero_grad()
+            share = len(part.images) / len(batch.images)
+            (share * method.objective(terms)).backward(inputs=method.parameters_of(player))
+            for name, term in terms.items():
+                named[name] = named.get(name, 0.0) + share * term.detach()
+            del updates, update, terms, term  # and with them the graph of this part
+        optimizers[player].step()
+        yield player, named
+
+
+def _split(batch: Batch, n_parts: int) -> list[Batch]:
+    """Split a batch into parts; labelled images that are too few are in each of them."""
+
+    def split(values: Tensor | None) -> list[Tensor | None]:
+        if values is None or len(values) < n_parts:
+            return [values] * n_parts
+        return list(values.tensor_split(n_parts))
+
+    return [Batch(*part) for part in zip(*map(split, batch), strict=True)]
 
 
 def average_weights(method: Method) -> AveragedModel:
@@ -130,15 +223,30 @@ def average_weights(method: Method) -> AveragedModel:
     It starts at the current weights, and its memory grows with the number of steps until it is
     that of ``config.ema_decay``: an average that remembers the first step is of no use early on.
     """
+    return _Average(method)
 
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        decay = min(method.config.ema_decay, (1 + int(count)) / (10 + int(count)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:  # batch norm counts its batches in integers
+
+class _Average(AveragedModel):
+    """PyTorch's, less the waiting: that one carries its count to the device at every step."""
+
+    @torch.no_grad()
+    def update_parameters(self, model: Method) -> None:
+        averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, model))
+        count = int(self.n_averaged)  # it stays on the CPU, wherever the weights are
+        if count == 0:
             torch._foreach_copy_(averaged, current)
-
-    return AveragedModel(method, multi_avg_fn=update, use_buffers=True)
+        else:
+            weight = 1 - min(model.config.ema_decay, (1 + count) / (10 + count))
+            is_float = [tensor.is_floating_point() for tensor in averaged]
+            torch._foreach_lerp_(
+                list(itertools.compress(averaged, is_float)),
+                list(itertools.compress(current, is_float)),
+                weight,
+            )
+            for mine, theirs in zip(averaged, current, strict=True):
+                if not mine.is_floating_point():  # batch norm counts its batches in integers
+                    mine.copy_(theirs)
+        self.n_averaged += 1
 
 
 def train(
@@ -201,38 +309,21 @@ def train(
     if resume and states is None:
         raise ValueError("resume: expected a folder of states to resume from, got None")
     seed_everything(seed)
-    run = _Run(method, split, seed)
+    run = _Run(method, split, seed, steps, minutes)
     if resume:
         run.restore(states)
     method.train()
-    limit = steps if steps is not None else 60.0 * minutes
     window: list[dict[str, Tensor]] = []
-    bar = tqdm(
-        total=limit,
-        initial=min(limit, run.position(steps)),
-        disable=not progress,
-        unit="step" if steps is not None else "s",
-        bar_format=None
-        if steps is not None
-        else "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}",
-    )
-    clock = time.perf_counter() - run.seconds
     saved = time.perf_counter()
-    with bar:
-        while (done := run.position(steps) / limit) < 1:
-            if method.prepare(run.stream.pool, run.stream.pool_labels, done):
-                run.averaged.n_averaged.zero_()
-            run.set_rates(method.rate_factor(done))
-            window.append(training_step(method, run.stream.at(run.step), run.optimizers, precision))
-            run.averaged.update_parameters(method)
-            run.step += 1
-            run.seconds = time.perf_counter() - clock
-            if len(window) < record_every and run.position(steps) < limit:
+    # An interruption waits until it costs nothing. Where nothing is saved, it need not.
+    with run.bar(progress) as bar, nullcontext([]) if states is None else signals_noted() as noted:
+        while run.done < 1:
+            window.append(run.make_step(precision))
+            if len(window) < record_every and run.done < 1:
                 continue
-            row = summarise(window, run.step)
+            row = run.record(window)
             window = []
-            run.history.append({"step": run.step, "seconds": round(run.seconds, 3), **row})
-            bar.update(min(limit, run.position(steps)) - bar.n)
+            bar.update(min(bar.total, run.position) - bar.n)
             bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
             if on_record is not None:
                 noise = rng_state()  # whoever watches may draw, and changes nothing
@@ -241,8 +332,11 @@ def train(
             if states is not None and time.perf_counter() - saved > SECONDS_BETWEEN_STATES:
                 run.save(states)
                 saved = time.perf_counter()
-    if states is not None:
-        run.save(states)
+            if stop := int(largest(max(noted, default=0), run.device)):
+                noted[:] = [stop]  # in every process
+                break
+        if states is not None:
+            run.save(states)
     method.load_state_dict(run.averaged.module.state_dict())
     method.eval()
     return run.history
@@ -285,7 +379,7 @@ def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
     values = torch.stack(
         [torch.stack([row.get(name, absent).float() for name in names]) for row in window]
     )
-    values = values.cpu()  # the one place where the loop waits for the device
+    values = average(values).cpu()  # the one place where the loop waits for the device
     broken = (~values.isfinite()).nonzero()
     if len(broken):
         row, column = broken[0].tolist()
@@ -297,12 +391,32 @@ def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
     return dict(zip(names, (values.sum(0) / counts).tolist(), strict=True))
 
 
+def measure_variety(method: Method, images: Tensor) -> float:
+    """Return how much drawings vary, as a multiple of how much images ``(B, C, H, W)`` do.
+
+    Two sets of real images have about 1, and a game that draws one image over and over has 0. What
+    varies is each pixel, from image to image: its standard deviation is averaged over the pixels.
+
+    Shown in: book/05_training_loop.ipynb
+    """
+    with torch.no_grad():
+        drawn = method.generate(torch.full((len(images),), UNLABELED)).float()
+    return (drawn.std(0).mean() / images.std(0).mean().clamp(min=1e-9)).item()
+
+
 class _Run:
     """Everything that changes while training, and so everything a training state holds."""
 
-    def __init__(self, method: Method, split: LabelSplit, seed: int) -> None:
+    def __init__(
+        self,
+        method: Method,
+        split: LabelSplit,
+        seed: int,
+        steps: int | None,
+        minutes: float | None,
+    ) -> None:
         config = method.config
-        device = next(method.parameters()).device
+        self.device = next(method.parameters()).device
         self.method, self.optimizers = method, method.optimizers()
         method.memory = {}  # an earlier run may have been on other images, with other labels
         self.averaged = average_weights(method)
@@ -311,40 +425,142 @@ class _Run:
             batch_size=config.batch_size,
             labeled_batch_size=config.labeled_batch_size,
             seed=seed,
-            device=device,
+            device=self.device,
+            part=part_of_processes(),
         )
-        self.history, self.step, self.seconds = History(), 0, 0.0
+        self.in_steps = steps is not None
+        self.limit = steps if self.in_steps else 60.0 * minutes
+        self.history, self.step, self.seconds, self.n_parts = History(), 0, 0.0, 1
+        self.clock = time.perf_counter()
 
-    def position(self, steps: int | None) -> float:
-        return self.step if steps is not None else self.seconds
+    @property
+    def position(self) -> float:
+        return self.step if self.in_steps else self.seconds
 
-    def set_rates(self, factor: float) -> None:
+    @property
+    def done(self) -> float:
+        return self.position / self.limit
+
+    def bar(self, progress: bool) -> tqdm:
+        return tqdm(
+            total=self.limit,
+            initial=min(self.limit, self.position),
+            disable=not (progress and is_first()),
+            unit="step" if self.in_steps else "s",
+            bar_format=None
+            if self.in_steps
+            else "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}",
+        )
+
+    def make_step(self, precision: str) -> dict[str, Tensor]:
+        """Return the terms of the step; after each player's, the norm of its gradient."""
+        method, done = self.method, self.done
+        if method.prepare(self.stream.pool, self.stream.pool_labels, done):
+            self.averaged.n_averaged.zero_()
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:  # players may differ in their rates
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+                rate = group.setdefault("initial_lr", group["lr"])
+                group["lr"] = rate * method.rate_factor(done)
+        named = self._turns(self.stream.at(self.step), precision)
+        self.averaged.update_parameters(method)
+        self.step += 1
+        self.seconds = time.perf_counter() - self.clock
+        if not self.in_steps:
+            self.seconds = largest(self.seconds, self.device)
+        return named
+
+    def _turns(self, batch: Batch, precision: str) -> dict[str, Tensor]:
+        """Let every player step; where memory does not suffice, in parts of the batch."""
+        n_parts = self.n_parts
+        while True:
+            try:
+                if self.n_parts == 1:
+                    turns = _turns(self.method, batch, self.optimizers, precision)
+                else:
+                    turns = _turns_in_parts(
+                        self.method, batch, self.optimizers, precision, self.n_parts
+                    )
+                named: dict[str, Tensor] = {}
+                for player, terms in turns:
+                    named |= terms
+                    named[_GRADIENT + player] = _gradient_norm(self.method.parameters_of(player))
+                break
+            except (RuntimeError, MemoryError) as error:
+                alone = part_of_processes()[1] == 1  # the others would wait for this one
+                smallest = 2 * self.n_parts > len(batch.images)
+                if not is_out_of_memory(error) or smallest or not alone:
+                    raise
+            self.n_parts *= 2  # out here the failed step, and its tensors, are forgotten
+        if self.n_parts > n_parts:
+            warnings.warn(
+                f"memory: expected room for {len(batch.images)} images at once, got none: from "
+                f"step {self.step + 1} on they are taken in {self.n_parts} parts, and their "
+                "gradients added up",
+                stacklevel=4,
+            )
+        return named
+
+    def record(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Add a row to the history and return its terms."""
+        means = summarise(window, self.step)
+        row = {name: mean for name, mean in means.items() if not name.startswith(_GRADIENT)}
+        seen = self.step // LOOK_EVERY > (self.step - len(window)) // LOOK_EVERY
+        if seen and self.done >= 0.5 and self.method.draws and len(self.method.players) > 1:
+            noise = rng_state()
+            images = to_float(self.stream.pool[:32])
+            variety = measure_variety(self.averaged.module.eval(), images)
+            set_rng_state(noise)
+            if variety < VARIETY:
+                row["collapse"] = variety
+        self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **row})
+        return row
 
     def save(self, folder: Path) -> None:
         tensors = {f"method.{name}": t for name, t in self.method.state_dict().items()}
         tensors |= {f"averaged.{name}": t for name, t in self.averaged.state_dict().items()}
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise TrainingError(f"step {self.step}: expected finite weights, got {name}")
         for name, optimizer in self.optimizers.items():
             tensors |= flatten_optimizer(name, optimizer)
         tensors |= {f"memory.{name}": t for name, t in self.method.memory.items()}
         tensors |= rng_state()
-        facts = {"seconds": self.seconds, "history": self.history.columns}
-        save_state(folder, self.step, tensors, facts)
+        facts = {
+            "seconds": self.seconds,
+            "n_parts": self.n_parts,
+            "history": self.history.columns,
+        }
+        if is_first():
+            save_state(folder, self.step, tensors, facts)
 
     def restore(self, folder: Path) -> None:
         self.step, tensors, facts = load_state(folder)
-        for prefix, module in (("method.", self.method), ("averaged.", self.averaged)):
-            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            module.load_state_dict(own)
-        for name, optimizer in self.optimizers.items():
-            restore_optimizer(name, optimizer, tensors)
-        device = next(self.method.parameters()).device
+        try:
+            for prefix, module in (("method.", self.method), ("averaged.", self.averaged)):
+                own = {
+                    n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
+                }
+                module.load_state_dict(own)
+            for name, optimizer in self.optimizers.items():
+                restore_optimizer(name, optimizer, tensors)
+            set_rng_state(tensors)
+            self.seconds, self.n_parts = facts["seconds"], facts["n_parts"]
+            self.history = History(facts["history"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{folder}: expected a state of this method with these settings, got {reason}"
+            ) from None
         self.method.memory = {
-            name.removeprefix("memory."): tensor.to(device)
+            # A method asks its numbers what to do next: they stay where they can be read.
+            name.removeprefix("memory."): tensor.to(self.device) if tensor.dim() else tensor
             for name, tensor in tensors.items()
             if name.startswith("memory.")
         }
-        set_rng_state(tensors)
-        self.seconds, self.history = facts["seconds"], History(facts["history"])
+        self.clock = time.perf_counter() - self.seconds
+
+
+def _gradient_norm(parameters: list[torch.nn.Parameter]) -> Tensor:
+    """Return the norm of a player's gradient: not finite if any part of it is not."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.stack(torch._foreach_norm(gradients)).norm()

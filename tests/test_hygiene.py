@@ -56,6 +56,7 @@ ARROWS = {
     "__init__": set(),
     "__main__": {"cli"},
     "runtime": set(),
+    "distributed": set(),
     "sources": set(),
     "data": {"sources"},
     "augment": set(),
@@ -72,7 +73,7 @@ ARROWS = {
     **{f"methods.{name}": A_METHOD for name in METHODS},
     # Their names come from there.
     **{f"methods.{name}": A_METHOD | {"methods.propagate"} for name in ("cgan", "dpt")},
-    "training": {"checkpoint", "data", "methods.method", "runtime"},
+    "training": {"checkpoint", "data", "distributed", "methods.method", "runtime"},
     "evaluation": {"data", "losses", "methods.method", "runtime"},
     # These import, and nobody imports them.
     "diagnostics": {"data", "evaluation", "methods.method", "runtime", "training"},
@@ -103,7 +104,7 @@ ARROWS = {
                      "grading.sanitise", "grading.tasks"},
     "grading.grade": {"jobs", "grading.assignment", "grading.intake", "grading.mark",
                       "grading.report", "grading.results", "grading.sandbox"},
-    "cli": {"benchmark", "checkpoint", "data", "evaluation", "jobs", "methods", "methods.method",
+    "cli": {"benchmark", "checkpoint", "data", "distributed", "evaluation", "jobs", "methods", "methods.method",
             "models", "plotting", "runtime", "samples", "training", "grading.assignment",
             "grading.doctor", "grading.grade", "grading.results", "grading.sandbox"},
 }  # fmt: skip

@@ -1,6 +1,8 @@
 """Device, seeds, number format; what only a GPU can show is marked and skipped with its reason."""
 
 import random
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from semigen_lib.runtime import (
     DEVICES,
     PRECISIONS,
     autocast,
+    is_out_of_memory,
     pick_device,
     rng_state,
     seed_everything,
     set_rng_state,
+    signals_noted,
 )
 from semigen_lib.training import train, training_step
 
@@ -58,27 +62,72 @@ def test_largest_seeds_are_accepted() -> None:
     seed_everything(0)
 
 
-def test_generator_state_comes_back() -> None:
+def test_states_of_all_three_generators_come_back() -> None:
+    random.gauss(0, 1), np.random.randn()  # each keeps a second number for later
     state = rng_state()
-    first = torch.randn(4)
-    torch.randn(100)
+    first = draws(), torch.randn(4), random.gauss(0, 1), np.random.randn()
+    torch.randn(100), random.gauss(0, 1), np.random.randn(3)
     set_rng_state(state)
-    assert torch.equal(torch.randn(4), first)
+    again = draws(), torch.randn(4), random.gauss(0, 1), np.random.randn()
+    assert again[0] == first[0] and torch.equal(again[1], first[1]) and again[2:] == first[2:]
     assert all(tensor.dtype == torch.uint8 for tensor in state.values())
 
 
-def test_generator_states_of_every_device(monkeypatch) -> None:
-    """On a machine with two CUDA devices, here played by a dictionary."""
-    states = {0: torch.tensor([1]), 1: torch.tensor([2])}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda index: states[index])
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, index: states.update({index: s}))
+def test_generator_state_of_the_current_gpu(monkeypatch) -> None:
+    """On a machine with a CUDA device, here played by a list."""
+    states = [torch.tensor([1], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", states.append)
     state = rng_state()
-    assert set(state) == {"rng.cpu", "rng.cuda.0", "rng.cuda.1"}
-    states.update({0: torch.tensor([8]), 1: torch.tensor([9])})
-    del state["rng.cuda.1"]  # the run was saved on a machine with one
+    assert set(state) == {"rng.cpu", "rng.cuda", "rng.python", "rng.numpy"}
     set_rng_state(state)
-    assert (states[0].item(), states[1].item()) == (1, 9)
+    assert len(states) == 2 and states[1] is states[0]
+    del state["rng.cuda"]  # the run was saved on a machine without one
+    set_rng_state(state)
+    assert len(states) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_waits_until_the_work_is_done(number, monkeypatch) -> None:
+    heard, before = [], signal.getsignal(number)
+    signal.signal(number, lambda *_: heard.append("obeyed"))
+    try:
+        with signals_noted() as noted:
+            signal.raise_signal(number)
+            assert noted == [number] and heard == []
+            signal.raise_signal(number)  # whoever asks twice is in a hurry
+            assert noted == [number] and heard == ["obeyed"]
+        assert heard == ["obeyed", "obeyed"]
+        with pytest.raises(ValueError), signals_noted():
+            signal.raise_signal(number)
+            raise ValueError
+        assert heard == ["obeyed", "obeyed"], "the error says more"
+    finally:
+        signal.signal(number, before)
+
+
+def test_outside_the_main_thread_no_signal_is_noted() -> None:
+    def run() -> None:
+        with signals_noted() as noted:
+            seen.append(noted)
+
+    seen, before = [], signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [[]] and signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_a_full_memory_says() -> None:
+    too_much = "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you"
+    for error in (MemoryError(), torch.cuda.OutOfMemoryError(), RuntimeError(too_much)):
+        assert is_out_of_memory(error)
+    for error in (RuntimeError("shapes"), ValueError("can't allocate memory"), KeyError("x")):
+        assert not is_out_of_memory(error)
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize(
