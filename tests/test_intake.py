@@ -601,14 +601,14 @@ def test_a_pipe_does_not_block(tmp_path, place) -> None:
 @fault
 def test_a_file_that_becomes_a_pipe_does_not_block(tmp_path, monkeypatch) -> None:
     os.mkfifo(tmp_path / "ann.ipynb")
-    monkeypatch.setattr(intake, "_mode", lambda path: stat.S_IFREG)
+    monkeypatch.setattr(intake, "_size", lambda path: 0)
     assert only(tmp_path).reason == "empty"
 
 
 @fault
 def test_a_file_that_becomes_a_link_is_not_followed(tmp_path, monkeypatch) -> None:
     (tmp_path / "ann.ipynb").symlink_to("/etc/hosts")
-    monkeypatch.setattr(intake, "_mode", lambda path: stat.S_IFREG)
+    monkeypatch.setattr(intake, "_size", lambda path: 0)
     assert only(tmp_path).reason == "unreadable"
 
 
@@ -715,7 +715,7 @@ def test_a_folder_with_two_notebooks(tmp_path) -> None:
 # ---- faults: names ----
 
 NAMES = [
-    *("a\nb", "\r", "\t=1", "-rf", "--help", "=cmd|' C calc'!A0", "+1", "@SUM(1)", "-1+1"),
+    *("a\nb", "\r", "\t=1", "-rf", "--help", "=cmd|' C calc'!A0", "+1", "c: d", "@SUM(1)", "-1+1"),
     *("<script>alert(1)", "\"'><img src=x>", "a&b;c,d", "${HOME}", "`id`", "a\\..\\b"),
     *("..a", "~", "*", "con", "NUL.txt", "Ann", "ANN", "é", "e\u0301", "\u202etxt", "\u200b"),
     *("x" * 249, "学生", "🙂", " ", "a b", "a.", "%2e%2e%2f", "\udcff\udcfe", "\ufeff=1"),

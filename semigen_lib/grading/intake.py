@@ -222,7 +222,7 @@ def take_in(submission: Submission, assignment: Assignment) -> Intake:
     sha256, files, notebook = "", {}, None
     reason, detail = "ok", ""
     try:
-        if stat.S_ISDIR(_mode(path)):
+        if _size(path) is None:
             contents = _within_limits(_folder_entries(path), TOTAL_BYTES)
         else:
             content = _read_file(path)
@@ -260,15 +260,17 @@ def _choose(names: list[str], wanted: str) -> str:
 # ---- files and folders ----
 
 
-def _mode(path: Path) -> int:
-    """Return what kind of file a path is, if it is a file or a folder and no link."""
+def _size(path: Path) -> int | None:
+    """Return the size of a file, None of a folder; what is neither, or a link, is refused."""
     try:
-        mode = os.lstat(path).st_mode
+        status = os.lstat(path)
     except OSError as error:
         raise _Refused("unreadable", f"{path.name}: {error.strerror}") from None
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    if stat.S_ISDIR(status.st_mode):
+        return None
+    if not stat.S_ISREG(status.st_mode):
         raise _Refused("not_a_file", path.name)
-    return mode
+    return status.st_size
 
 
 def _read_file(path: Path) -> bytes:
@@ -293,11 +295,12 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
             raise _Refused("unreadable", f"{place.name}: {error.strerror}") from None
         for name in names:
             path = place / name
-            is_folder = stat.S_ISDIR(_mode(path))
-            waiting += [path] if is_folder else []
-            size = 0 if is_folder else path.lstat().st_size
-            read = None if is_folder else functools.partial(_read_file, path)
-            yield path.relative_to(folder).as_posix(), size, read
+            shown, size = path.relative_to(folder).as_posix(), _size(path)
+            if size is None:
+                waiting.append(path)
+                yield shown, 0, None
+            else:
+                yield shown, size, functools.partial(_read_file, path)
 
 
 def _within_limits(entries: Iterator[Entry], limit: int) -> dict[str, bytes]:
@@ -309,7 +312,7 @@ def _within_limits(entries: Iterator[Entry], limit: int) -> dict[str, bytes]:
         if number > FILES or not 0 <= size <= FILE_BYTES or total > limit:
             raise _Refused("too_large", f"more than {FILES:,} files or {limit:,} bytes unpacked")
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
+        if path.is_absolute() or ".." in path.parts:
             raise _Refused("refused", f"a path that leads outside: {name}")
         if read is None or any(map(_is_litter, path.parts)):
             continue
@@ -353,8 +356,9 @@ def _zip_entries(content: bytes) -> Iterator[Entry]:
             simple = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or entry.flag_bits & 1 or not simple:
                 raise _Refused("refused", f"a link, or encrypted: {entry.filename}")
+            # Some programs of Windows write its own separators; a drive makes a path absolute.
+            name = re.sub("^[A-Za-z]:", "/", entry.filename.replace("\\", "/"))
             read = functools.partial(_read_zipped, archive, entry)
-            name = entry.filename.replace("\\", "/")  # some programs of Windows write it so
             yield name, entry.file_size, None if entry.is_dir() else read
 
 
