@@ -54,6 +54,8 @@ COURSE_DATA = "/in/course.safetensors"
 SCRATCH = "/tmp"
 SCRATCH_BYTES = 256 * 2**20  # of /tmp, and again of /dev/shm; both count as memory
 STAGE = "/srv"  # the first round's place; it exists everywhere
+WAYS = ("/proc/{}/root", f"{STAGE}/proc/{{}}/root")  # to the first process of either round
+SPARE = 16  # processes between the watcher's limit and the kernel's, so that the first is seen
 FIRST_UID = 60600  # slot 0; between the users of people and those of systemd
 PRLIMIT = "/usr/bin/prlimit"  # inside
 TRIAL = Limits(20.0, 2**30, file_bytes=2**20, output_bytes=2**20, log_bytes=2000, cpu_seconds=10)
@@ -219,11 +221,16 @@ def read_output(output: Path, name: str, most: int) -> bytes:
         handle = os.open(output / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise SandboxError(f"{name}: expected a file, got {error.strerror}") from None
-    with open(handle, "rb") as file:
+    try:
         facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > most:
-            raise SandboxError(f"{name}: expected a plain file of at most {most} bytes")
-        return file.read(most)
+        if not stat.S_ISREG(facts.st_mode):
+            raise SandboxError(f"{name}: expected a plain file, got something else")
+        if facts.st_size > most:
+            raise SandboxError(f"{name}: expected at most {most} bytes, got {facts.st_size}")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(handle)
 
 
 # ---- with bubblewrap ----
@@ -244,18 +251,18 @@ def _run_walled(
         bytecode.seek(0)
         reading, writing = os.pipe()
         report = stack.enter_context(open(reading, "rb"))
-        told = stack.enter_context(open(writing, "wb"))
+        told = [stack.enter_context(open(end, "wb")) for end in (writing, os.dup(writing))]
         before: list[str] = []
         if os.geteuid() == 0:
             uid = FIRST_UID + slot
             os.chown(output, uid, uid)
             stack.callback(os.chown, output, 0, 0)
-            before, mounts, inner_output = _gather(mounts, output, uid)
+            before, mounts, inner_output = _gather(mounts, output, uid, told[0].fileno())
         else:
             inner_output = str(output.absolute())
         line = [
             *before,
-            *_walls(told.fileno(), bytecode.fileno()),
+            *_walls(told[1].fileno(), bytecode.fileno()),
             *_mounted(mounts),
             *("--bind", inner_output, OUTPUT, "--remount-ro", "/", "--chdir", SCRATCH, "--"),
             *_limited(limits),
@@ -267,16 +274,23 @@ def _run_walled(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_variables(SCRATCH, LIBRARY) | dict(environment),
-            pass_fds=(told.fileno(), bytecode.fileno()),
+            pass_fds=[file.fileno() for file in (*told, bytecode)],
             start_new_session=True,
         )
         with process:
-            told.close()
-            return watch(process, report, limits, output)
+            for file in told:
+                file.close()
+            return watch(process, report, WAYS if before else WAYS[:1], limits, output)
 
 
-def _gather(mounts: Sequence[Mount], output: Path, uid: int) -> tuple[list[str], list[Mount], str]:
-    """Return the first round's command, the mounts as it offers them, and the output folder."""
+def _gather(
+    mounts: Sequence[Mount], output: Path, uid: int, report: int
+) -> tuple[list[str], list[Mount], str]:
+    """Return the first round's command, the mounts as it offers them, and the output folder.
+
+    It has a namespace of processes too. The second round belongs to another user, so that no signal
+    of the first would reach it when the grader is killed; the end of a namespace does.
+    """
     staged, binds = [], []
     for index, mount in enumerate(mounts):
         place = f"{STAGE}/{index}"
@@ -286,7 +300,8 @@ def _gather(mounts: Sequence[Mount], output: Path, uid: int) -> tuple[list[str],
     place = f"{STAGE}/output"
     user = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--bounding-set=-all"]
     line = [
-        *(_tool("bwrap"), "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", STAGE),
+        *(_tool("bwrap"), "--die-with-parent", "--unshare-pid", "--json-status-fd", str(report)),
+        *("--dev-bind", "/", "/", "--tmpfs", STAGE, "--proc", f"{STAGE}/proc"),
         *(*binds, "--bind", str(output.absolute()), place, "--"),
         *(_tool("setpriv"), *user, "--inh-caps=-all", "--no-new-privs", "--"),
     ]
@@ -328,7 +343,7 @@ def _limited(limits: Limits) -> list[str]:
         f"--fsize={limits.file_bytes}",
         f"--nofile={limits.open_files}",
         f"--cpu={limits.cpu_seconds}",
-        f"--nproc={limits.processes}",
+        f"--nproc={limits.processes + SPARE}",
         "--core=0",
         "--",
     ]
@@ -429,4 +444,4 @@ def _run_bare(
             start_new_session=True,
         )
         with process:
-            return watch(process, None, limits, output)
+            return watch(process, None, (), limits, output)

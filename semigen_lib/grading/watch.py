@@ -17,6 +17,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -95,7 +96,11 @@ class Outcome:
 
 
 def watch(
-    process: subprocess.Popen, report: BinaryIO | None, limits: Limits, output: Path
+    process: subprocess.Popen,
+    report: BinaryIO | None,
+    ways: Sequence[str],
+    limits: Limits,
+    output: Path,
 ) -> Outcome:
     """Wait for the end of a run that has just been started, kill all of it, say how it ended.
 
@@ -104,8 +109,11 @@ def watch(
     process
         The command, its standard output a pipe, in a session of its own.
     report
-        What bubblewrap tells: its first process, whose end takes all others along, and at the end
-        the code. None: no bubblewrap, so only the time and the output folder are watched.
+        What bubblewrap tells: its first process, and at the end the return code. None: there is no
+        bubblewrap, so only the time and the output folder are watched.
+    ways
+        For each bubblewrap around the command, the outer one first, the way from outside to the
+        root folder of its first process, with {} for the number of that process.
     limits
         Where it ends.
     output
@@ -121,7 +129,7 @@ def watch(
     os.set_blocking(process.stdout.fileno(), False)
     try:
         if report is not None:
-            first = _FirstProcess(report)
+            first = _FirstProcess(report, ways)
         while not status and process.poll() is None:
             time.sleep(TICK)
             _drain(process.stdout, log, limits.log_bytes)
@@ -137,7 +145,7 @@ def watch(
         _bury(process, first)
     _drain(process.stdout, log, limits.log_bytes)
     text = log.decode(errors="replace")
-    if not status and report is not None and b'"exit-code"' not in report.read():
+    if not status and report is not None and report.read().count(b'"exit-code"') < len(ways):
         raise SandboxError(f"sandbox: expected to start a command, got {text.strip()!r}")
     if not status and folder_bytes(output) > limits.output_bytes:
         status = "output_limit"  # in the moment between the last look and the end
@@ -147,31 +155,34 @@ def watch(
 
 
 class _FirstProcess:
-    """The first process of a namespace: its end is the end of every other."""
+    """The first process of the (outer) namespace: its end is the end of every other.
 
-    def __init__(self, report: BinaryIO) -> None:
-        line = report.readline()
-        self.pid = json.loads(line)["child-pid"] if line else None
+    bubblewrap names it in a line of JSON, and so does a second round inside the first, by the
+    number that the process has there.
+    """
+
+    def __init__(self, report: BinaryIO, ways: Sequence[str]) -> None:
+        lines = [report.readline() for _ in ways]
+        pids = [json.loads(line)["child-pid"] for line in lines if line]
+        self.inside = "".join(way.format(pid) for way, pid in zip(ways, pids, strict=False))
         self.handle = None
-        if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.handle = os.pidfd_open(self.pid)
+        with contextlib.suppress(ProcessLookupError):
+            self.handle = os.pidfd_open(pids[0]) if pids else None
 
     def usage(self, device: int) -> tuple[int, int, int]:
         """Return bytes of memory, tasks, and bytes of open files of a device without a name."""
-        inside = f"/proc/{self.pid}/root"
         memory = tasks = 0
         unlinked: dict[int, int] = {}
         with contextlib.suppress(OSError):  # it has not arrived inside yet, or has ended
-            if os.stat(f"{inside}/proc").st_dev == os.stat("/proc").st_dev:
+            if os.stat(f"{self.inside}/proc").st_dev == os.stat("/proc").st_dev:
                 return 0, 0, 0  # it still sees the host
             for folder in ("tmp", "dev/shm"):
-                memory += _memory_folder_bytes(f"{inside}/{folder}")
-            for name in filter(str.isdecimal, os.listdir(f"{inside}/proc")):
+                memory += _memory_folder_bytes(f"{self.inside}/{folder}")
+            for name in filter(str.isdecimal, os.listdir(f"{self.inside}/proc")):
                 with contextlib.suppress(OSError):  # one of them has just ended
-                    used, threads = _process_usage(f"{inside}/proc/{name}")
+                    used, threads = _process_usage(f"{self.inside}/proc/{name}")
                     memory, tasks = memory + used, tasks + threads
-                    unlinked |= _unlinked_files(f"{inside}/proc/{name}/fd", device)
+                    unlinked |= _unlinked_files(f"{self.inside}/proc/{name}/fd", device)
         return memory, tasks, sum(unlinked.values())
 
     def end(self) -> None:
@@ -183,7 +194,7 @@ class _FirstProcess:
         gone, _, _ = select.select([self.handle], [], [], GRACE)
         os.close(self.handle)
         if not gone:
-            raise SandboxError(f"sandbox: expected process {self.pid} to end, got no end")
+            raise SandboxError("sandbox: expected the end of a run that was killed, got none")
 
 
 def _process_usage(folder: str) -> tuple[int, int]:
@@ -243,7 +254,7 @@ def _reached(memory: int, tasks: int, size: float, limits: Limits) -> str:
     """Return the limit that was reached, or ""."""
     if memory > limits.memory_bytes:
         return "memory_limit"
-    if tasks >= limits.processes:
+    if tasks > limits.processes:
         return "process_limit"
     return "output_limit" if size > limits.output_bytes else ""
 

@@ -61,19 +61,22 @@ def run_notebook(inputs: Path, output: Path) -> None:
             allow_errors=True,
             interrupt_on_timeout=True,
         )
-    except papermill.PapermillExecutionError as failure:
-        error = f"{failure.ename}: {failure.evalue}"
-    except DeadKernelError as failure:
-        error, died = f"DeadKernelError: {failure}", True
+    except papermill.PapermillExecutionError:
+        pass  # it names the last error; the first one is in the outputs
     except Exception as failure:  # the student's code shares this folder and can break any of it
-        error = f"{type(failure).__name__}: {failure}"
+        error, died = f"{type(failure).__name__}: {failure}", isinstance(failure, DeadKernelError)
     cells = []
     with contextlib.suppress(Exception):  # as above
         notebook = nbformat.read(executed, as_version=4)
         cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    ran = sum(cell.execution_count is not None for cell in cells)
-    error = " ".join(error.split())[:LONGEST]
-    facts = {"cells": len(cells), "ran": ran, "error": error, "kernel_died": died}
+    outputs = [entry for cell in cells for entry in cell.outputs if entry.output_type == "error"]
+    error = " ".join([f"{entry.ename}: {entry.evalue}" for entry in outputs[:1]] or [error])
+    facts = {
+        "cells": len(cells),
+        "ran": sum(cell.execution_count is not None for cell in cells),
+        "error": " ".join(error.split())[:LONGEST],
+        "kernel_died": died,
+    }
     (output / "run.json").write_text(json.dumps(facts))
 
 
