@@ -143,7 +143,9 @@ def noise(path: Path) -> None:
 )
 def test_a_file_that_is_something_else_is_refused(fault, name, folder) -> None:
     fault(folder / name)
-    assert refused(folder).startswith(name)
+    told = refused(folder)
+    assert told.startswith(name)
+    assert fault is not a_huge_hole or "expected at most" in told, "it was read"
 
 
 @injected
@@ -183,6 +185,8 @@ def test_a_file_swapped_after_the_first_look_is_refused(folder, monkeypatch) -> 
         (lambda facts: facts["settings"].update(width=8.0), "width: expected int, got 8.0"),
         (lambda facts: facts["settings"].update(beta1=10**400), "reader.json: "),
         (lambda facts: facts["settings"].update(beta1=[0.5]), "beta1: expected float"),
+        (lambda facts: facts["settings"].update(beta1="x\n" * 5000), "beta1: expected float"),
+        (lambda facts: facts["settings"].update({"x\n" * 5000: 1}), "setting: expected one of"),
         (lambda facts: facts["settings"].update(decay="x" * 5000), "setting: expected one of"),
     ],
 )
@@ -209,6 +213,14 @@ def test_json_that_is_not_strict_is_refused(old, new, folder) -> None:
     text = path.read_text().replace(old, new, 1)
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     assert refused(folder).startswith("reader.json: expected ")
+
+
+@injected
+@pytest.mark.parametrize("value", ["NaN", "-Infinity"])
+def test_numbers_that_are_none_are_refused_before_anybody_compares_them(value, folder) -> None:
+    text = (folder / "reader.json").read_text()
+    (folder / "reader.json").write_text(text.replace('"beta1": 0.5', f'"beta1": {value}'))
+    assert refused(folder) == f"reader.json: expected strict JSON, got {value}"
 
 
 @injected
@@ -313,7 +325,7 @@ def test_a_header_that_lies_is_refused(change, message, folder) -> None:
 def test_a_header_without_end_is_refused(length, folder) -> None:
     path = folder / "reader.safetensors"
     path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
-    assert refused(folder).startswith("reader.safetensors: expected ")
+    assert refused(folder).startswith("reader.safetensors: expected safetensors, got a header of")
 
 
 @injected
@@ -410,6 +422,16 @@ def test_weights_of_ones_own_are_no_copies(folder, make_method, capsys) -> None:
     assert all(len(found) == 9 for found in prints)
     for index, found in enumerate(prints):
         assert not any(common(found, other) for other in prints[:index])
+
+
+def test_what_all_networks_have_alike_makes_no_copies(folder) -> None:
+    variance = 100 * torch.ones(5000)
+    prints = []
+    for seed in range(5):
+        weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(seed))
+        save(folder, {"variance": variance + seed, "weight": weight})
+        prints.append(fingerprint(folder))
+    assert not any(common(found, other) for found in prints for other in prints if found != other)
 
 
 @injected

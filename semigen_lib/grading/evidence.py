@@ -178,7 +178,7 @@ def _read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_header(content: bytes, name: str, wanted: dict[str, Tensor]) -> None:
     """Refuse a safetensors file that holds anything but the wanted tensors, one after the other."""
     length = int.from_bytes(content[:8], "little")
-    if not 8 <= 8 + length <= min(len(content), 8 + MAX_HEADER):
+    if not 0 < length <= min(len(content) - 8, MAX_HEADER):
         raise EvidenceError(f"{name}: expected safetensors, got a header of {length} bytes")
     header = _parse(content[8 : 8 + length], name)
     if header.keys() != wanted.keys():
