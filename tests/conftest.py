@@ -27,14 +27,16 @@ assert semigen_lib.__version__
 threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
 
-#: What a failed fault test means, by the area its fault was injected in.
-FAULTS = {
+#: What a failed fault test means, by the area its fault was injected in; a line for each group.
+FAULTS_OF_GRADING = {
     "containment": "escapes",
     "durability": "results lost",
     "integrity": "inflated grades",
     "fairness": "inflated grades",
     "intake": "tracebacks",
 }
+FAULTS_OF_ENGINE = {"training": "lost", "data": "wrong", "message": "tracebacks"}
+FAULTS = FAULTS_OF_GRADING | FAULTS_OF_ENGINE
 
 #: Settings that make any method small; a method without such a field does not get it.
 TINY = {"width": 8, "latent_dim": 4, "batch_size": 8, "labeled_batch_size": 10}
@@ -57,7 +59,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Close with one line on the injected faults; an expected failure is a failure here."""
+    """Close with a line on the injected faults; an expected failure is a failure here."""
     areas, failed, skipped = {}, set(), set()
     for report in (r for reports in terminalreporter.stats.values() for r in reports):
         for name, area in getattr(report, "user_properties", ()):
@@ -67,14 +69,16 @@ def pytest_terminal_summary(terminalreporter) -> None:
             failed.add(report.nodeid)
         elif getattr(report, "skipped", False):
             skipped.add(report.nodeid)
-    if areas:
-        counts = dict.fromkeys(FAULTS.values(), 0)
-        for nodeid in failed & areas.keys():
-            counts[FAULTS[areas[nodeid]]] += 1
-        n_skipped = len(skipped & areas.keys())
-        words = [f"{len(areas) - n_skipped} injected"]
-        words += [f"{count} {what}" for what, count in counts.items()]
-        terminalreporter.write_line(", ".join([*words, f"{n_skipped} skipped"]))
+    for group in (FAULTS_OF_GRADING, FAULTS_OF_ENGINE):
+        injected = {nodeid for nodeid, area in areas.items() if area in group}
+        counts = dict.fromkeys(group.values(), 0)
+        for nodeid in failed & injected:
+            counts[group[areas[nodeid]]] += 1
+        if injected:
+            n_skipped = len(skipped & injected)
+            words = [f"{len(injected) - n_skipped} injected"]
+            words += [f"{count} {what}" for what, count in counts.items()]
+            terminalreporter.write_line(", ".join([*words, f"{n_skipped} skipped"]))
 
 
 def tiny_images(n_per_class: int, seed: int, n_classes: int = 10) -> ImageSet:

@@ -8,7 +8,9 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
-HOOKS = f"import pytest\nFAULTS = {conftest.FAULTS!r}\n" + "\n".join(
+TABLES = ("FAULTS_OF_GRADING", "FAULTS_OF_ENGINE", "FAULTS")
+HOOKS = "import pytest\n" + "".join(f"{name} = {vars(conftest)[name]!r}\n" for name in TABLES)
+HOOKS += "\n".join(
     inspect.getsource(hook)
     for hook in (conftest.pytest_itemcollected, conftest.pytest_terminal_summary)
 )
@@ -47,9 +49,22 @@ def test_skipped(): pytest.skip("here")
 @pytest.mark.skip(reason="there")
 def test_marked(): pass
 
+@pytest.mark.fault("training")
+@pytest.mark.parametrize("held", [True, False, False])
+def test_training(held): assert held
+
+@pytest.mark.fault("data")
+def test_data(): pytest.skip("here")
+
+@pytest.mark.fault("message")
+def test_message(): raise KeyError
+
 def test_of_no_fault(): assert False
 """
-LINE = "8 injected, 1 escapes, 1 results lost, 2 inflated grades, 1 tracebacks, 2 skipped"
+LINES = [
+    "8 injected, 1 escapes, 1 results lost, 2 inflated grades, 1 tracebacks, 2 skipped",
+    "4 injected, 2 lost, 0 wrong, 1 tracebacks, 1 skipped",
+]
 
 
 @pytest.fixture
@@ -65,7 +80,7 @@ def suite(pytester, monkeypatch) -> pytest.Pytester:
 def test_every_outcome_counts_once(suite, processes) -> None:
     suite.makepyfile(test_one=TESTS, test_two="def test_other(): pass")
     run = suite.runpytest_subprocess("-p", "xdist", "-n", str(processes), "--dist", "loadfile")
-    run.stdout.fnmatch_lines([LINE])
+    run.stdout.fnmatch_lines(LINES)
     assert re.fullmatch(r"=+ .* in [0-9.]+s =+", run.outlines[-1]), "pytest's summary stays last"
 
 
