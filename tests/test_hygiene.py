@@ -91,7 +91,7 @@ ARROWS = {
     "grading.tasks": {"grading.drivers"},
     "grading.assignment": {"checkpoint", "grading.drivers", "grading.tasks"},
     "grading.evidence": {"checkpoint", "data", "evaluation", "judge", "measures", "methods",
-                         "methods.method", "runtime", "samples", "grading.tasks"},
+                         "methods.method", "samples", "grading.drivers", "grading.tasks"},
     "grading.sanitise": {"grading.assignment"},
     "grading.intake": {"grading.assignment", "grading.sanitise"},
     "grading.results": {"checkpoint", "grading.intake"},
