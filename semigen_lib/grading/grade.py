@@ -8,7 +8,10 @@ Shown in: book/instructor.md
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -98,14 +101,33 @@ def grade_folder(
         missing = [s for s in found if not _is_graded(s, records.get(s.student), marking)]
         bar = tqdm(total=len(found), initial=len(found) - len(missing), disable=not progress,
                    unit="submission", miniters=1, mininterval=0)  # fmt: skip
-        work = [(submission, marking) for submission in missing]
-        with bar, closing(run_jobs(mark, work, jobs=jobs, scheduler=scheduler)) as finished:
+        work = [(submission, marking, os.getpid()) for submission in missing]
+        with bar, closing(run_jobs(_work, work, jobs=jobs, scheduler=scheduler)) as finished:
             for record in finished:
                 write_result(out, record)
                 bar.update()
         records = find_results(out, assignment.name)
         write_reports(out, records)
     return [submission.student for submission in found], records
+
+
+def _work(item: tuple[Submission, Marking, int]) -> Record:
+    submission, marking, grader = item
+    if os.getppid() == grader:
+        _die_with(grader)
+    return mark((submission, marking))
+
+
+@functools.cache
+def _die_with(parent: int) -> None:
+    """End this process, and so the sandboxes it watches, when its parent has been killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_graded(submission: Submission, record: Record | None, marking: Marking) -> bool:
