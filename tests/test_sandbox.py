@@ -245,7 +245,7 @@ ATTEMPTS = [
     Attempt("trace-grader", "libc('ptrace', 0x4206, GRADER, None, None)", "root"),
     # Rights.
     Attempt("namespace-of-users", "libc('unshare', 0x10000000)", "any"),
-    Attempt("mount", "os.mkdir('m'); libc('mount', b'x', b'm', b'tmpfs', 0, None)", ""),
+    Attempt("mount", "mount(b'x')", "root"),
     Attempt("become-root", "os.setgroups([]); os.setuid(0)", "root"),
     Attempt("device", "os.mknod(f'{OUT}/node', 0o20666, os.makedev(1, 1))", "root"),
     Attempt("raise-limits", "resource.setrlimit(resource.RLIMIT_CORE, (-1, -1))", ""),
@@ -264,6 +264,10 @@ def libc(name, *arguments):
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
+def mount(name):
+    os.mkdir("m")
+    libc("mount", name, b"m", b"tmpfs", 0, None)
+    libc("umount", b"m")
 def touch(path):
     open(path, "w").close()
     os.remove(path)
@@ -475,7 +479,7 @@ def test_every_bomb_is_bounded(grader: Grader, bomb: Bomb) -> None:
     limits = LIMITS | bomb.limits
     assert outcome.status in bomb.statuses, outcome
     assert outcome.seconds <= limits["wall_seconds"] + LATE
-    assert outcome.peak_memory <= 1.5 * limits["memory_bytes"]
+    assert outcome.peak_memory <= 2 * limits["memory_bytes"]  # between two looks
     assert len(outcome.log.encode()) <= limits["log_bytes"]
     left = [path for path in output.rglob("*") if path.is_file()]
     assert all(path.stat().st_size <= limits["file_bytes"] for path in left)
