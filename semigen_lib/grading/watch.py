@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["DEEPEST", "Limits", "Outcome", "SandboxError", "watch"]
+__all__ = ["DEEPEST", "Limits", "Outcome", "SandboxError", "folder_bytes", "watch"]
 
 DEEPEST = 8  # folders below the output folder; what lies deeper counts as over the limit
 SMALLEST = 4096  # bytes that a file or folder counts at least: it takes room even when empty
