@@ -250,7 +250,7 @@ LOOP.append(LOOP)
         [np.zeros(MAX_NUMBERS // 2 + 1)] * 2,
         Point,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_whatever_else_is_returned_is_one_line(value) -> None:
     with pytest.raises(AnswerError, match=r"\A[^\n]*expected [^\n]*, got [^\n]*\Z"):
