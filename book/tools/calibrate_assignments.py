@@ -12,12 +12,15 @@ thread of a quiet machine a run takes about 15 seconds of A2, 20 of A4 and 60 of
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
+import re
 import runpy
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,7 +29,6 @@ from semigen_lib.course import EVIDENCE_VARIABLE
 from semigen_lib.grading.assignment import (
     Assignment,
     find_assignment,
-    grade_id_of,
     is_answer,
     load_assignment,
     set_parameters,
@@ -36,82 +38,101 @@ from semigen_lib.grading.tasks import WeightsTask, plain_python
 
 ROOT = Path(__file__).resolve().parents[2]
 BANDS = ROOT / "book" / "assignments" / "bands.json"
+MUTANTS = ROOT / "tests" / "mutants"
 
 
-def answers_digest(assignment: Assignment, old: str = "", new: str = "") -> str:
-    """Return a name of everything that decides what a run of the notebook hands in."""
-    return hashlib.sha256(json.dumps(_run_sources(assignment, old, new)).encode()).hexdigest()[:16]
+class Answer(NamedTuple):
+    """An answer whose training is measured: the reference, or one with another text in it."""
+
+    grade_id: str = ""  # of the tests cell that has to refuse it; "" for the reference
+    old: str = ""
+    new: str = ""
 
 
-def _run_sources(assignment: Assignment, old: str, new: str) -> list[str]:
-    """Return the cells that train and hand in: neither checks nor figures."""
-    cells = [
-        cell
-        for cell in assignment.notebook.cells
-        if cell.cell_type == "code"
-        and not cell.metadata.nbgrader["grade"]
-        and "mystnb" not in cell.metadata
-    ]
-    sources = [cell.source.replace(old, new) if is_answer(cell) else cell.source for cell in cells]
-    assert not old or sources != [cell.source for cell in cells], f"not in the answers: {old}"
+REFERENCE = Answer()
+
+
+def tasks_of(assignment: Assignment, answer: Answer) -> list[WeightsTask]:
+    """Return the tasks that are measured: for a wrong answer those of its hand-in alone."""
+    tasks = [task for task in assignment.tasks if isinstance(task, WeightsTask)]
+    names = {task.name for task in tasks if answer.grade_id in ("", task.grade_id)}
+    return [task for task in tasks if task.name in names]
+
+
+def sources_of(assignment: Assignment, answer: Answer) -> list[str]:
+    """Return the cells that train and hand in: no checks, no figures, no other hand-in."""
+    names = {task.name for task in tasks_of(assignment, answer)}
+    sources, found = [], not answer.old
+    for cell in assignment.notebook.cells:
+        if cell.cell_type != "code" or cell.metadata.nbgrader["grade"] or "mystnb" in cell.metadata:
+            continue
+        source = cell.source
+        if is_answer(cell) and answer.old in source:
+            source, found = source.replace(answer.old, answer.new), True
+        handed_in = re.findall(r'^hand_in\("(\w+)"', source, re.MULTILINE)
+        if names.issuperset(handed_in):
+            sources.append(source)
+    if not found:
+        raise ValueError(f"old: expected a text of {assignment.name}'s answers, got {answer.old!r}")
     return sources
 
 
-def run(assignment: Assignment, seed: int, old: str, new: str) -> dict[str, float | None]:
+def digest_of(assignment: Assignment, answer: Answer) -> str:
+    """Return a name of everything that decides what a run hands in."""
+    return hashlib.sha256(json.dumps(sources_of(assignment, answer)).encode()).hexdigest()[:16]
+
+
+def run(assignment: Assignment, answer: Answer, seed: int) -> dict[str, float | None]:
     """Run the notebook with a seed and measure what it hands in; None where nothing is."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ[EVIDENCE_VARIABLE] = folder
         namespace: dict = {"__name__": "__main__"}
-        try:
-            for source in _run_sources(assignment, old, new):
+        for source in sources_of(with_seed(assignment, seed), answer):
+            try:
                 exec(compile(plain_python(source), assignment.name, "exec"), namespace)
-        except Exception as error:
-            print(f"{assignment.name}, seed {seed}: {type(error).__name__}: {error}", flush=True)
-        values = {}
-        for task in assignment.tasks:
-            if isinstance(task, WeightsTask):
-                try:
-                    method = load_evidence(Path(folder), task.name, task)
-                    values[task.grade_id] = round(measure_weights(method, task.measure, seed), 5)
-                except EvidenceError as error:
-                    print(f"{assignment.name}, seed {seed}: {error}", flush=True)
-                    values[task.grade_id] = None
+            except Exception as error:  # the grader goes on with the next cell, too
+                print(f"{assignment.name}, seed {seed}: {type(error).__name__}: {error}")
+        values: dict[str, float | None] = {}
+        for task in tasks_of(assignment, answer):
+            try:
+                method = load_evidence(Path(folder), task.name, task)
+                values[task.grade_id] = round(measure_weights(method, task.measure, seed), 5)
+            except EvidenceError as error:
+                print(f"{assignment.name}, seed {seed}: {error}")
+                values[task.grade_id] = None
         return values
 
 
 def with_seed(assignment: Assignment, seed: int) -> Assignment:
     """Return the assignment with another seed in its cell of parameters."""
-    nb = set_parameters(assignment.notebook, {"seed": seed})
-    names = {grade_id_of(cell): cell.source for cell in nb.cells}
-    for cell in assignment.notebook.cells:
-        cell.source = names[grade_id_of(cell)]
-    return assignment
+    notebook = set_parameters(assignment.notebook, {"seed": seed})
+    return dataclasses.replace(assignment, notebook=notebook)
+
+
+def read_table() -> dict[str, dict]:
+    """Return what was measured, by assignment, digest and seed."""
+    return read_json(BANDS) if BANDS.exists() else {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("assignments", nargs="*", default=["A2", "A4", "A5"])
+    parser.add_argument("assignments", nargs="*", help="such as A2; default: all with weights")
     parser.add_argument("--seeds", type=int, default=20, help="of the reference: 0 to this")
-    parser.add_argument("--mutant-seeds", type=int, default=1, help="of each wrong answer")
+    parser.add_argument("--wrong-seeds", type=int, default=1, help="of each wrong answer")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.assignments:
-        path = find_assignment(name)
-        wrong = runpy.run_path(str(ROOT / "tests" / "mutants" / f"{name}.py"))["WEIGHTS"]
-        plan = [("", "", "", seed) for seed in range(options.seeds)]
-        plan += [(*row, seed) for row in wrong for seed in range(options.mutant_seeds)]
-        for grade_id, old, new, seed in plan:
-            assignment = load_assignment(path, template={})
-            digest = answers_digest(assignment, old, new)
-            key = f"{name} {digest} {seed}"
-            table = read_json(BANDS) if BANDS.exists() else {}
-            if key in table:
+    for name in options.assignments or ["A2", "A4", "A5"]:
+        assignment = load_assignment(find_assignment(name), template={})
+        rows = runpy.run_path(str(MUTANTS / f"{name}.py"))["WEIGHTS"]
+        plan = [(REFERENCE, seed) for seed in range(options.seeds)]
+        plan += [(Answer(*row), seed) for row in rows for seed in range(options.wrong_seeds)]
+        for answer, seed in plan:
+            key = f"{name} {digest_of(assignment, answer)} {seed}"
+            if key in read_table():
                 continue
-            values = run(with_seed(assignment, seed), seed, old, new)
-            table = read_json(BANDS) if BANDS.exists() else {}
-            table[key] = {"wrong": grade_id, "values": values}
-            write_json(BANDS, table)
-            print(key, grade_id or "reference", values, flush=True)
+            entry = {"answer": answer.grade_id or "reference", **run(assignment, answer, seed)}
+            write_json(BANDS, read_table() | {key: entry})
+            print(key, entry, flush=True)
 
 
 if __name__ == "__main__":
