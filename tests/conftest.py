@@ -61,13 +61,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter) -> None:
     """Close with a line on the injected faults; an expected failure is a failure here."""
     areas, failed, skipped = {}, set(), set()
-    for report in (r for reports in terminalreporter.stats.values() for r in reports):
-        for name, area in getattr(report, "user_properties", ()):
+    everything = (report for reports in terminalreporter.stats.values() for report in reports)
+    for report in everything:
+        if not isinstance(report, pytest.TestReport):  # a warning, or a test that was deselected
+            continue
+        for name, area in report.user_properties:
             if name == "fault":
                 areas[report.nodeid] = area
-        if getattr(report, "failed", False) or hasattr(report, "wasxfail"):
+        if report.failed or hasattr(report, "wasxfail"):
             failed.add(report.nodeid)
-        elif getattr(report, "skipped", False):
+        elif report.skipped:
             skipped.add(report.nodeid)
     for group in (FAULTS_OF_GRADING, FAULTS_OF_ENGINE):
         injected = {nodeid for nodeid, area in areas.items() if area in group}

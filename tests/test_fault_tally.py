@@ -92,6 +92,12 @@ def test_a_crashed_process_is_a_failure(suite) -> None:
     run.stdout.fnmatch_lines(["1 injected, 1 escapes, *"])
 
 
+def test_what_is_deselected_is_not_counted(suite) -> None:
+    suite.makepyfile(test_one=TESTS)
+    run = suite.runpytest_subprocess("-k", "containment")
+    run.stdout.fnmatch_lines(["3 injected, 1 escapes, 0 *, 0 *, 0 *, 0 skipped"])
+
+
 def test_no_faults_no_line(suite) -> None:
     suite.makepyfile("def test_plain(): pass")
     assert "injected" not in suite.runpytest_subprocess().stdout.str()
