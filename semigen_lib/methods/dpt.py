@@ -53,7 +53,7 @@ class Dpt(Propagate):
     Source: You et al. 2023, "Diffusion Models and Semi-Supervised Learners Benefit Mutually with
     Few Labels", for the three stages; Ho and Salimans 2022, "Classifier-Free Diffusion Guidance";
     Esser et al. 2024, "Scaling Rectified Flow Transformers", section 3.1, for the times.
-    Shown in: book/notation.md
+    Shown in: book/08_drawing_on_request.ipynb
     """
 
     Config = DptConfig
@@ -152,7 +152,7 @@ def follow_back(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, n_st
 
     Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative
     Models", algorithm 1, for Heun's rule.
-    Shown in: book/notation.md
+    Shown in: book/08_drawing_on_request.ipynb
     """
     images = noise
     for step in range(n_steps, 0, -1):
