@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import same_weights, stages, weights, within_reach
 from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from semigen_lib import training
 from semigen_lib.checkpoint import CheckpointError, load_state
@@ -163,6 +165,79 @@ def test_gradients_do_not_pile_up(make_method, tiny_split) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+# ---- nobody waits for the device ----
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make the program wait until a GPU has caught up: reading a number of it.
+
+    What lies on the CPU wherever the weights are may be read.
+    """
+
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"}
+    armed = True
+
+    def __init__(self, run) -> None:
+        super().__init__()
+        self.run, self.derived = run, []  # from numbers at hand, as "not read" is
+
+    def is_at_hand(self, number: object) -> bool:
+        known = [self.run.averaged.n_averaged, *self.run.method.memory.values(), *self.derived]
+        return torch.is_tensor(number) and any(
+            number.data_ptr() == other.data_ptr() for other in known if not other.dim()
+        )
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function.__name__.partition(".")[0]
+        masks = name == "index" and any(
+            i.dtype == torch.bool for i in arguments[1] if i is not None
+        )
+        if self.armed and (name in self.waiting or masks):
+            assert self.is_at_hand(arguments[0]), name
+        result = function(*arguments, **(options or {}))
+        if torch.is_tensor(result) and arguments and self.is_at_hand(arguments[0]):
+            self.derived.append(result)
+        return result
+
+
+@every_method
+def test_no_step_waits_for_the_device(name, make_method, tiny_split) -> None:
+    run = training._Run(make_method(name), tiny_split, 0, 10, None)
+    mode = NoWaiting(run)
+    run.method.prepare = quietly(mode, run.method.prepare)  # a new stage may look around
+    for _ in range(10):
+        with mode, pytest.MonkeyPatch.context() as patch:
+            # The optimisers are PyTorch's, and count their steps on the CPU.
+            for optimizer in run.optimizers.values():
+                patch.setattr(optimizer, "step", quietly(mode, optimizer.step))
+            # It looks whether labels are in range; on a GPU a kernel does.
+            patch.setattr(functional, "one_hot", quietly(mode, functional.one_hot))
+            run.make_step("fp32")
+
+
+def quietly(mode: NoWaiting, function):
+    def unwatched(*arguments):
+        armed, mode.armed = mode.armed, False
+        result = function(*arguments)
+        mode.armed = armed
+        return result
+
+    return unwatched
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@every_method
+def test_gpu_no_step_waits(name, make_method, tiny_split) -> None:
+    run = training._Run(make_method(name).to("cuda"), tiny_split, 0, 10, None)
+    run.make_step("auto")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.make_step("auto")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 # ---- terms and weights ----
 
 
@@ -255,6 +330,49 @@ def test_summary_is_the_mean_in_float32() -> None:
         {"a": torch.tensor(4.0), "b": torch.tensor(2.0, dtype=torch.bfloat16)},
     ]
     assert summarise(window, 2) == {"a": 2.5, "b": 1.5}
+
+
+def test_the_player_whose_gradient_breaks_is_named_before_whom_it_hurts(
+    make_method, tiny_split
+) -> None:
+    class Root(Toy):
+        def updates(self, batch):
+            for player, terms in super().updates(batch):
+                if player == "left" and self.calls == 3:
+                    terms["size"] = terms["size"] + self.first.bias.mul(0).abs().sqrt().sum()
+                yield player, terms
+
+    with pytest.raises(TrainingError, match=r"\Astep 3: .* got gradient of left = nan\Z"):
+        run(make_method, tiny_split, Root, record_every=5)
+
+
+# ---- a batch in parts ----
+
+
+def test_a_batch_is_split_and_few_labels_are_in_every_part(tiny_split) -> None:
+    batch = BatchStream(tiny_split, batch_size=7, labeled_batch_size=2).at(0)
+    parts = training._split(batch, 3)
+    assert [len(part.images) for part in parts] == [3, 2, 2]
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert torch.equal(torch.cat([part.index for part in parts]), batch.index)
+    assert all(torch.equal(part.labels, batch.labels) for part in parts)
+    first, second = training._split(batch._replace(index=None), 2)
+    assert torch.equal(torch.cat([first.labels, second.labels]), batch.labels)
+    assert first.index is None
+
+
+@every_method
+def test_every_method_trains_in_parts(name, make_method, tiny_split) -> None:
+    history = train(make_method(name), tiny_split, steps=4, record_every=1, progress=False)
+    run = training._Run(make_method(name), tiny_split, 0, 4, None)
+    run.method.train()
+    run.n_parts, terms = 2, {}
+    for _ in range(4):
+        terms |= run.make_step("fp32")
+    assert {name for name in terms if not name.startswith("gradient of ")} == {
+        name for name in history if name not in ("step", "seconds")
+    }
+    assert all(term.isfinite() for term in terms.values())
 
 
 # ---- interruptions ----
