@@ -544,16 +544,24 @@ def test_interrupted_while_writing_the_results(workspace, tmp_path, monkeypatch)
 
 
 WAITING = (
-    "import sys, time; import semigen_lib.cli as cli, semigen_lib.training as training; "
+    "import os, sys, time; import semigen_lib.cli as cli, semigen_lib.training as training; "
     "training.SECONDS_BETWEEN_STATES = -1.0; "
-    # From step 30 on it waits for the signal, however busy the machine is.
-    "wait = lambda step, _: time.sleep(300 * (step >= 30)); "
+    # From step 30 on it waits until the signal was sent, however busy the machine is.
+    "wait = lambda step, _: [time.sleep(0.02) for _ in range(15000) "
+    "if step >= 30 and not os.path.exists(sys.argv[-1] + '/sent')]; "
     "cli.train = lambda *a, **k: training.train(*a, **k, on_record=wait); "
     "sys.exit(cli.main(sys.argv[1:]))"
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
+SAID = {
+    signal.SIGINT: (130, "semigen: interrupted\n"),
+    signal.SIGTERM: (143, "semigen: terminated\n"),
+    signal.SIGKILL: (-signal.SIGKILL, ""),
+}
+
+
+@pytest.mark.parametrize("number", SAID, ids=lambda n: n.name)
 def test_stopped_by_a_signal_it_resumes_to_the_very_weights(
     number, workspace, tmp_path, monkeypatch
 ) -> None:
@@ -574,11 +582,10 @@ def test_stopped_by_a_signal_it_resumes_to_the_very_weights(
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(number)
+    (tmp_path / "run" / "sent").touch()
     _, err = process.communicate(timeout=60)
-    if number == signal.SIGINT:
-        assert process.returncode == 130 and err == "semigen: interrupted\n", err
-    else:
-        assert process.returncode == -signal.SIGKILL
+    assert (process.returncode, err) == SAID[number]
+    (tmp_path / "run" / "sent").unlink()
     assert not (tmp_path / "run/metrics.json").exists()
     assert 0 < load_state(tmp_path / "run/states")[0] <= 30
     assert run(f"{line} --out {tmp_path}/run --resume") == 0
