@@ -575,4 +575,6 @@ class _Run:
 def _gradient_norm(parameters: list[torch.nn.Parameter]) -> Tensor:
     """Return the norm of a player's gradient: not finite if any part of it is not."""
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:  # nothing of the objective reaches this player
+        return parameters[0].new_zeros(())
     return torch.stack(torch._foreach_norm(gradients)).norm()

@@ -346,6 +346,18 @@ def test_the_player_whose_gradient_breaks_is_named_before_whom_it_hurts(
         run(make_method, tiny_split, Root, record_every=5)
 
 
+def test_a_player_whom_no_gradient_reaches_stays_as_it_was(make_method, tiny_split) -> None:
+    class Cut(Toy):
+        def updates(self, batch):
+            for player, terms in super().updates(batch):
+                yield player, terms if player == "left" else {"fit": self.first.weight.sum()}
+
+    method = make_method(Cut)
+    before = method.second.weight.clone()
+    train(method, tiny_split, steps=3, progress=False)
+    assert torch.equal(method.second.weight, before)
+
+
 # ---- a batch in parts ----
 
 
