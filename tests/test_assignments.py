@@ -3,6 +3,7 @@
 import functools
 import runpy
 from collections import Counter
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -173,13 +174,18 @@ def test_chance_and_nothing_are_worth_nothing(name) -> None:
 # ---- whole notebooks ----
 
 
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMIGEN_EVIDENCE", str(tmp_path / "evidence"))
+    monkeypatch.setenv("PYTHONPATH", str(ASSIGNMENTS.parents[1]))  # for the kernel
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_student_version_runs_to_its_end(name, tmp_path, monkeypatch) -> None:
     """Unanswered cells fail one by one; the kernel lives, and nothing is handed in."""
     import nbclient
 
-    monkeypatch.setenv("SEMIGEN_EVIDENCE", str(tmp_path / "evidence"))
+    in_a_folder_of_its_own(tmp_path, monkeypatch)
     student = nbformat.from_dict(load_assignment(find_assignment(name)).template)
     client = nbclient.NotebookClient(student, timeout=300, allow_errors=True, kernel_name="python3")
     client.execute(cwd=str(tmp_path))
@@ -201,7 +207,7 @@ def _error(cell: nbformat.NotebookNode) -> str:
 def test_the_instructors_version_runs_with_another_seed(name, tmp_path, monkeypatch) -> None:
     import papermill
 
-    monkeypatch.setenv("SEMIGEN_EVIDENCE", str(tmp_path / "evidence"))
+    in_a_folder_of_its_own(tmp_path, monkeypatch)
     source, target = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
     nbformat.write(set_parameters(loaded(name).notebook, {"seed": 3}), source)
     papermill.execute_notebook(
