@@ -372,7 +372,7 @@ def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
     Parameters
     ----------
     window
-        The named terms of each step.
+        The named terms of each step, and the norms of gradients, which are only looked at.
     step
         The number of the last of these steps, counted from 1.
 
@@ -395,8 +395,11 @@ def summarise(window: list[dict[str, Tensor]], step: int) -> dict[str, float]:
             f"step {step - len(window) + row + 1}: expected finite terms, "
             f"got {names[column]} = {values[row, column].item()}"
         )
-    counts = torch.tensor([sum(name in row for row in window) for name in names])
-    return dict(zip(names, (values.sum(0) / counts).tolist(), strict=True))
+    terms = [name for name in names if not name.startswith(_GRADIENT)]
+    counts = torch.tensor([sum(name in row for row in window) for name in terms])
+    # Without the other columns: how a sum is rounded depends on how many there are.
+    sums = values[:, [names.index(name) for name in terms]].sum(0)
+    return dict(zip(terms, (sums / counts).tolist(), strict=True))
 
 
 def measure_variety(method: Method, images: Tensor) -> float:
@@ -514,8 +517,7 @@ class _Run:
 
     def record(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
         """Add a row to the history and return its terms."""
-        means = summarise(window, self.step)
-        row = {name: mean for name, mean in means.items() if not name.startswith(_GRADIENT)}
+        row = summarise(window, self.step)
         seen = self.step // LOOK_EVERY > (self.step - len(window)) // LOOK_EVERY
         if seen and self.done >= 0.5 and self.method.draws and len(self.method.players) > 1:
             noise = rng_state()
