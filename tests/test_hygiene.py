@@ -218,7 +218,7 @@ def test_no_star_imports_no_kwargs_no_bare_excepts(name) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
 def test_no_path_of_somebodys_machine(path) -> None:
-    text = re.sub("^SCRATCH.*", "", path.read_text(), flags=re.M)  # inside the sandbox
+    text = re.sub("^(SCRATCH|WAYS).*", "", path.read_text(), flags=re.M)  # in the sandbox
     assert not re.search(r"(?<![\w.:])/(?:home|root|tmp|work|mnt|Users)\b", text)
     assert "utils" not in path.stem and "helper" not in path.stem
 
