@@ -576,7 +576,7 @@ def test_stopped_by_a_signal_it_resumes_to_the_very_weights(
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup and & ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # "&" ignores it
     )
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("run/states/*.json"))) < 2 and time.monotonic() < deadline:
