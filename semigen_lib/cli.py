@@ -18,23 +18,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semigen_lib import __version__
-from semigen_lib.benchmark import (
-    TRACKS,
-    Cell,
-    find_cells,
-    plan_cells,
-    run_cells,
-    summarise_cells,
-    to_csv,
-    to_table,
-)
 from semigen_lib.checkpoint import (
     SCHEMA,
     CheckpointError,
@@ -43,6 +32,17 @@ from semigen_lib.checkpoint import (
     save_weights,
     write_atomically,
     write_json,
+)
+from semigen_lib.cli_benchmark import add_benchmark
+from semigen_lib.cli_course import add_course
+from semigen_lib.console import (
+    DEFAULT_STEPS,
+    Parser,
+    add_device,
+    explain,
+    parse_settings,
+    remark,
+    say,
 )
 from semigen_lib.data import (
     UNLABELED,
@@ -55,31 +55,12 @@ from semigen_lib.data import (
 )
 from semigen_lib.distributed import is_first, joined_processes
 from semigen_lib.evaluation import class_probabilities, draw, reconstruction_error, test_error
-from semigen_lib.grading.assignment import (
-    all_assignments,
-    check_parameters,
-    find_assignment,
-    load_assignment,
-    make_student_version,
-    notebook_text,
-    set_parameters,
-)
-from semigen_lib.grading.doctor import examine_sandbox
-from semigen_lib.grading.results import closing_line
-from semigen_lib.grading.sandbox import Sandbox, SandboxError, find_sandbox, unsafe_sandbox
-from semigen_lib.jobs import JobsError
 from semigen_lib.methods import METHODS, best_method, build_method
 from semigen_lib.methods.method import Method
 from semigen_lib.models import ImageShape
-from semigen_lib.runtime import (
-    DEVICES,
-    PRECISIONS,
-    is_out_of_memory,
-    pick_device,
-    seed_everything,
-)
+from semigen_lib.runtime import PRECISIONS, pick_device, seed_everything
 from semigen_lib.samples import classification_accuracy_score, measure_samples
-from semigen_lib.training import History, TrainingError, check_duration, train
+from semigen_lib.training import History, check_duration, train
 
 __all__ = [
     "build_parser",
@@ -87,18 +68,8 @@ __all__ = [
 ]
 
 
-DEFAULT_STEPS = 1500
 DEFAULT_LABELS = 100
-BUDGETS = (10, 20, 50, 100, 1000)  # of labels, in the table that papers compare
 SHOWN_PER_CLASS = 10  # columns of samples.png
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        message = " ".join(message.split())
-        self.exit(2, f"{self.prog}: error: expected what {self.prog} -h says, got: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,35 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def explain(error: Exception) -> str | None:
-    """Return what the user can do something about as one line, None if there is nothing."""
-    sentence = " ".join(str(error).split())
-    if isinstance(error, (ValueError, JobsError, SandboxError, TrainingError)):
-        return sentence
-    if isinstance(error, OSError):
-        where = error.filename or "input or output"
-        return f"{where}: expected to read or write it, got {error.strerror or sentence}"
-    if is_out_of_memory(error) or "memory" in sentence:
-        return f"memory: expected enough for this size of images, batch and method, got {sentence}"
-    if "gloo" in sentence or "NCCL" in sentence:
-        return f"processes: expected all of them to go on, got {sentence}"
-    return None
-
-
-def say(sentence: str) -> None:
-    """Write one line to stderr; stdout is for results."""
-    sys.stderr.write(f"semigen: {sentence}\n")
-
-
-def remark(sentence: str) -> None:
-    """Say what each of several processes would say, once."""
-    if is_first():
-        say(sentence)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="semigen",
         description="Learn to draw and to read images from a few labels and many images.",
         epilog="example: semigen train --data mnist --method combined --labels 100 --minutes 3 "
@@ -163,10 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_predict(commands)
     _add_evaluate(commands)
-    _add_benchmark(commands)
-    _add_assign(commands)
-    _add_grade(commands)
-    _add_doctor(commands)
+    add_benchmark(commands)
+    add_course(commands)
     return parser
 
 
@@ -192,7 +135,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (default: 1)")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the "
         "method, such as latent_dim=16 or request_weight=0; repeatable")  # fmt: skip
-    _add_device(command)
+    add_device(command)
     add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 on CUDA, else fp32")
     add("--out", type=Path, required=True, metavar="RUN", help="a new folder for the run")
     add("--resume", action="store_true", help="go on with an interrupted run in RUN; the other "
@@ -210,7 +153,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--per-class", type=int, default=10, help="images a class (default: 10)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     command.add_argument("--out", type=Path, required=True, help="a .png (grid) or .npz file")
-    _add_device(command)
+    add_device(command)
     command.set_defaults(run=run_sample)
 
 
@@ -221,7 +164,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     _add_run(command)
     command.add_argument("images", type=Path, help="a folder, an image, or an .npz with images")
     command.add_argument("--out", type=Path, required=True, help="a .csv: name, label, probability")
-    _add_device(command)
+    add_device(command)
     command.set_defaults(run=run_predict)
 
 
@@ -236,129 +179,12 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "of each class to measure, if it draws on request; 0 for none (default: 500)")  # fmt: skip
     command.add_argument("--cas", action="store_true", help="also the classification accuracy "
         "score: train a classifier on the drawings, test it on real images")  # fmt: skip
-    _add_device(command)
+    add_device(command)
     command.set_defaults(run=run_evaluate)
-
-
-def _add_benchmark(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "benchmark",
-        help="compare methods: methods x labels x seeds",
-        description="Run every method with every number of labels and every seed, and write a "
-        "table with 95 % intervals. Each finished cell is a file in FOLDER; the same command again "
-        "runs what is missing. Without --methods nothing is run and the table is written of what "
-        "is there. One track is comparable with papers (plain), the other is practical "
-        "(augmented); a row of the table is of one of them.",
-        epilog="example: semigen benchmark --methods supervised,combined --labels 10,100 "
-        "--seeds 0-4 --steps 1500 --out runs/board && semigen benchmark --out runs/board "
-        "--summary board.csv",
-    )
-    add = command.add_argument
-    add("--methods", type=lambda text: text.split(","), metavar="M,M", help="methods that read, "
-        f"with commas, of {', '.join(METHODS)}")  # fmt: skip
-    add("--labels", type=whole_numbers, default=BUDGETS, metavar="N,N", help="how many images keep "
-        "their label (default: 10,20,50,100,1000)")  # fmt: skip
-    add("--seeds", type=whole_numbers, default=range(5), metavar="S-S", help="of weights, batches, "
-        "noise and labels, as 0-4 or 0,3 (default: 0-4)")  # fmt: skip
-    add("--track", choices=TRACKS, help="turn the methods' setting augment off or on (default: as "
-        "each method has it)")  # fmt: skip
-    add("--data", default="mnist", help="as for semigen train (default: mnist)")
-    add("--steps", type=int, help=f"how many steps a cell (default: {DEFAULT_STEPS})")
-    add("--minutes", type=float, help="how many minutes a cell, instead of steps")
-    add("--image-size", type=int, default=28, help="side in pixels, for folders (default: 28)")
-    add("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (default: 1)")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting that all "
-        "these methods have; repeatable")  # fmt: skip
-    _add_device(command)
-    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 on CUDA, else fp32")
-    add("--jobs", type=int, default=2, help="how many cells at a time (default: 2)")
-    add("--threads", type=int, default=1, help="threads a cell (default: 1)")
-    add("--scheduler", metavar="ADDRESS", help="run on the workers of a Dask cluster instead, such "
-        "as tcp://10.0.0.1:8786; start them with --nthreads 1")  # fmt: skip
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where the cells are or will be")
-    add("--summary", type=Path, metavar="CSV", help="the table (default: FOLDER/leaderboard.csv)")
-    add("--quiet", action="store_true", help="no progress bar")
-    command.set_defaults(run=run_benchmark)
-
-
-def _add_assign(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "assign",
-        help="write the student version of an assignment",
-        description="Write the student version of one of the book's assignments, or of an "
-        "instructor's notebook of one's own: solutions and hidden tests are taken out.",
-        epilog="example: semigen assign A3 --out handout -p seed=3",
-    )
-    add = command.add_argument
-    add("assignment", help="a name such as A3, a path to a notebook, or all")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where the notebook goes")
-    add("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="another "
-        "value of a parameter of the notebook; repeatable")  # fmt: skip
-    add("--force", action="store_true", help="overwrite a notebook that is there")
-    command.set_defaults(run=run_assign)
-
-
-def _add_grade(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "grade",
-        help="grade a folder of submissions",
-        description="Run every notebook of a folder in a sandbox, weigh what it leaves with hidden "
-        "seeds, and write GRADES/{results/STUDENT.json, grades.csv, report.html, "
-        "feedback/STUDENT.html}. What a notebook prints counts for nothing. Each result is kept "
-        "as soon as it is known; the same command again grades what is missing or has changed. "
-        "Exit status 1 if the grader itself failed on a submission, which then has no score.",
-        epilog="example: semigen assign A3 --out handout; collect notebooks in submissions/, one "
-        "file, folder or archive a student; then semigen grade submissions --assignment A3 "
-        "--out grades",
-    )
-    add = command.add_argument
-    add("submissions", type=Path, metavar="SUBMISSIONS", help="a folder with one notebook, "
-        "archive (.zip, .tar, .tar.gz) or folder a student, named like the student")  # fmt: skip
-    add("--assignment", required=True, metavar="A", help="a name such as A3, or a path to an "
-        "instructor's notebook")  # fmt: skip
-    add("--out", type=Path, required=True, metavar="GRADES", help="where the grades are or will "
-        "be: a folder of the instructor's alone, of one assignment")  # fmt: skip
-    add("--jobs", type=int, default=2, help="how many submissions at a time (default: 2)")
-    add("--scheduler", metavar="ADDRESS", help="grade on the workers of a Dask cluster instead, "
-        "such as tcp://10.0.0.1:8786, which see the same folders and have a sandbox; start them "
-        "with --nthreads 1")  # fmt: skip
-    add("--secret-file", type=Path, metavar="FILE", help="at least 16 bytes that no student "
-        "knows, of which the hidden seeds are made (default: GRADES/.secret, new)")  # fmt: skip
-    add("--runs", type=int, metavar="N", help="how many seeds each notebook is run with; the "
-        "median counts (default: as the assignment says)")  # fmt: skip
-    add("--unsafe", action="store_true", help="without a sandbox: students' code can do all that "
-        "you can do, and every row says UNSANDBOXED")  # fmt: skip
-    add("--quiet", action="store_true", help="no progress bar")
-    command.set_defaults(run=run_grade)
-
-
-def _add_doctor(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "doctor",
-        help="test the sandbox that grading needs",
-        description="Try to get out of the sandbox in every way we know, and say what came of it. "
-        "Exit status 1 if one of them worked.",
-    )
-    command.set_defaults(run=run_doctor)
-
-
-def whole_numbers(text: str) -> list[int]:
-    """Turn ``0-4`` or ``10,20`` into a list of numbers."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
-    if not numbers:
-        raise ValueError(f"expected a range that rises, got {text}")
-    return numbers
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_folder", type=Path, metavar="RUN", help="what semigen train wrote")
-
-
-def _add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="auto", choices=DEVICES, help="default: auto")
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -481,23 +307,6 @@ def check_same(before: dict, now: dict) -> None:
             raise ValueError(
                 f"--resume: expected {name} as before, {before.get(name)!r}, got {value!r}"
             )
-
-
-def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, float]:
-    """Turn NAME=VALUE strings into a dictionary of numbers, booleans or strings.
-
-    ``option`` is what they were given to.
-    """
-    settings = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"{option}: expected NAME=VALUE, got {pair!r}")
-        try:
-            settings[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            settings[name] = value
-    return settings
 
 
 def method_from(config: dict) -> Method:
@@ -665,132 +474,6 @@ def sample_figures(
             samples, requests, data.test
         )
     return figures
-
-
-def run_benchmark(options: argparse.Namespace) -> int:
-    """Run the cells that are missing, write the table, and return 1 if a cell failed."""
-    failed = 0
-    if options.methods:
-        for cell, problem in run_cells(
-            planned_cells(options),
-            options.out,
-            jobs=options.jobs,
-            scheduler=options.scheduler,
-            progress=not options.quiet,
-        ):
-            if problem is not None:
-                say(f"{cell}: expected it to finish, got {problem}")
-                failed = 1
-    rows = summarise_cells(find_cells(options.out))
-    if not rows and not failed:
-        raise ValueError(f"--out: expected a folder with finished cells, got none in {options.out}")
-    if rows:
-        summary = options.summary or options.out / "leaderboard.csv"
-        write_atomically(summary, to_csv(rows).encode())
-        sys.stdout.write(to_table(rows))
-    return failed
-
-
-def planned_cells(options: argparse.Namespace) -> list[Cell]:
-    """Return the cells that the options of ``semigen benchmark`` ask for."""
-    if options.steps is None and options.minutes is None:
-        options.steps = DEFAULT_STEPS
-    check_duration(options.steps, options.minutes)
-    common = {
-        "data": options.data,
-        "image_size": options.image_size,
-        "channels": options.channels,
-        "settings": parse_settings(options.set),
-        "steps": options.steps,
-        "minutes": options.minutes,
-        "precision": options.precision,
-        "device": options.device,
-        "threads": options.threads,
-    }
-    return plan_cells(common, options.methods, options.labels, options.seeds, options.track)
-
-
-def run_assign(options: argparse.Namespace) -> None:
-    """Write student versions: all that were asked for, or none."""
-    wanted = options.assignment
-    paths = list(all_assignments().values()) if wanted == "all" else [find_assignment(wanted)]
-    values = parse_settings(options.parameter, "-p")
-    texts = {}
-    for path in paths:
-        target = options.out / path.name
-        if target.exists() and (not options.force or target.samefile(path)):
-            raise ValueError(f"--out: expected a folder without {path.name}, got {options.out}")
-        assignment = load_assignment(path)
-        chosen = set_parameters(assignment.notebook, check_parameters(assignment, values))
-        texts[target] = notebook_text(make_student_version(chosen))
-        say(f"{assignment.name}, {assignment.title}: {assignment.points:g} points, {target}")
-    for target, text in texts.items():
-        write_atomically(target, text.encode())
-
-
-def run_grade(options: argparse.Namespace) -> int:
-    """Grade a folder, print how it went in one line, and return 1 if somebody has no score."""
-    from semigen_lib.grading.grade import grade_folder  # nbformat: there with the extra "course"
-
-    with terminated_like_interrupted():
-        students, records = grade_folder(
-            options.submissions,
-            find_assignment(options.assignment),
-            options.out,
-            unsafe_sandbox() if options.unsafe else tested_sandbox(),
-            jobs=options.jobs,
-            scheduler=options.scheduler,
-            secret_file=options.secret_file,
-            runs=options.runs,
-            progress=not options.quiet,
-        )
-    failed = 0
-    for student in students:
-        record = records.get(student)
-        if record is None or record["status"] == "grader_error":
-            why = record["detail"] if record else "no result"
-            say(f"{student}: expected a score, got {why}")
-            failed = 1
-    sys.stdout.write(closing_line(records, students) + "\n")
-    return failed
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM stop what is done inside like Ctrl-C, and say what remains."""
-
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        say("what is graded is kept; the same command goes on")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def tested_sandbox() -> Sandbox:
-    """Return the sandbox of this machine, if nothing gets out of it."""
-    sandbox = find_sandbox()
-    escaped = [finding.name for finding in examine_sandbox(sandbox, quick=True) if not finding.held]
-    if escaped:
-        raise SandboxError(
-            f"sandbox: expected it to hold, got out by {', '.join(escaped)}; see semigen doctor"
-        )
-    return sandbox
-
-
-def run_doctor(options: argparse.Namespace) -> int:
-    """Print what every canary found, and return 1 if one got out."""
-    findings = examine_sandbox(find_sandbox())
-    for name, held, detail in findings:
-        sys.stdout.write(f"{'held' if held else 'ESCAPED':8}{name}: {detail}\n")
-    escapes = sum(not finding.held for finding in findings)
-    sys.stdout.write(f"{len(findings)} canaries, {escapes} escapes\n")
-    return int(escapes > 0)
 
 
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:

@@ -34,7 +34,8 @@ from semigen_lib.benchmark import (
     to_table,
     track_of,
 )
-from semigen_lib.cli import main, whole_numbers
+from semigen_lib.cli import main
+from semigen_lib.cli_benchmark import whole_numbers
 from semigen_lib.jobs import JobsError, run_jobs
 from semigen_lib.methods import METHODS, best_method
 

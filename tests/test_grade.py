@@ -18,8 +18,8 @@ import nbformat
 import pytest
 from test_mark import DOUBLE, hand_in, tiny_assignment
 
-from semigen_lib import cli
-from semigen_lib.cli import main
+from semigen_lib import cli_course
+from semigen_lib.cli import build_parser, main
 from semigen_lib.grading import grade
 from semigen_lib.grading.assignment import load_assignment
 from semigen_lib.grading.grade import read_secret
@@ -77,7 +77,7 @@ def here(course, tmp_path, monkeypatch) -> Path:
     shutil.copytree(course, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grade, "mark", pretended)
-    monkeypatch.setattr(cli, "tested_sandbox", unsafe_sandbox)
+    monkeypatch.setattr(cli_course, "tested_sandbox", unsafe_sandbox)
     # The student version is made by nbgrader, which takes seconds to import in every process.
     template = load_assignment(course / "T1.ipynb").template
     monkeypatch.setattr(
@@ -208,7 +208,7 @@ def test_without_a_sandbox_nothing_is_graded(here, monkeypatch, capsys) -> None:
     def none() -> None:
         raise SandboxError("sandbox: expected bubblewrap, got no bwrap")
 
-    monkeypatch.setattr(cli, "find_sandbox", none)
+    monkeypatch.setattr(cli_course, "find_sandbox", none)
     assert run(f"{GRADE} --out grades") == 2 and "bubblewrap" in one_line(capsys)
     assert run("doctor") == 2 and "bubblewrap" in one_line(capsys)
     assert not Path("grades").exists()
@@ -221,8 +221,8 @@ def test_a_sandbox_that_leaks_grades_nothing(here, monkeypatch, capsys) -> None:
     from semigen_lib.grading.doctor import Finding
 
     findings = [Finding(*finding) for finding in leak]
-    monkeypatch.setattr(cli, "find_sandbox", unsafe_sandbox)
-    monkeypatch.setattr(cli, "examine_sandbox", lambda sandbox, quick=False: findings)
+    monkeypatch.setattr(cli_course, "find_sandbox", unsafe_sandbox)
+    monkeypatch.setattr(cli_course, "examine_sandbox", lambda sandbox, quick=False: findings)
     assert run(f"{GRADE} --out grades") == 2
     assert "got out by network" in one_line(capsys) and not Path("grades").exists()
     assert run("doctor") == 1
@@ -243,7 +243,7 @@ def test_the_help_shows_an_example_that_parses(capsys) -> None:
     assert run("grade -h") == 0
     text = " ".join(capsys.readouterr().out.split())
     line = text.partition("example: ")[2].partition("; then semigen ")[2]
-    options = cli.build_parser().parse_args(shlex.split(line))
+    options = build_parser().parse_args(shlex.split(line))
     assert options.assignment == "A3" and options.jobs == 2
 
 

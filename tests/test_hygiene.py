@@ -104,10 +104,13 @@ ARROWS = {
                      "grading.sanitise", "grading.tasks"},
     "grading.grade": {"jobs", "grading.assignment", "grading.intake", "grading.mark",
                       "grading.report", "grading.results", "grading.sandbox"},
-    "cli": {"benchmark", "checkpoint", "data", "distributed", "evaluation", "jobs", "methods",
-            "methods.method", "models", "plotting", "runtime", "samples", "training",
-            "grading.assignment", "grading.doctor", "grading.grade", "grading.results",
-            "grading.sandbox"},
+    "console": {"distributed", "grading.sandbox", "jobs", "runtime", "training"},
+    "cli_benchmark": {"benchmark", "checkpoint", "console", "methods", "runtime", "training"},
+    "cli_course": {"checkpoint", "console", "grading.assignment", "grading.doctor",
+                   "grading.grade", "grading.results", "grading.sandbox"},
+    "cli": {"checkpoint", "cli_benchmark", "cli_course", "console", "data", "distributed",
+            "evaluation", "methods", "methods.method", "models", "plotting", "runtime",
+            "samples", "training"},
 }  # fmt: skip
 
 

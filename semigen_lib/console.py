@@ -1,0 +1,90 @@
+"""What the commands of ``semigen`` share: how they are asked, how they answer, how they complain.
+
+Results go to stdout, sentences to stderr, and a bad input is one line there.
+
+Shown in: book/running.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from semigen_lib.distributed import is_first
+from semigen_lib.grading.sandbox import SandboxError
+from semigen_lib.jobs import JobsError
+from semigen_lib.runtime import DEVICES, is_out_of_memory
+from semigen_lib.training import TrainingError
+
+__all__ = [
+    "DEFAULT_STEPS",
+    "Parser",
+    "add_device",
+    "explain",
+    "parse_settings",
+    "remark",
+    "say",
+]
+
+
+DEFAULT_STEPS = 1500  # of a run, if neither steps nor minutes are asked for
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2 and say what was wrong."""
+        message = " ".join(message.split())
+        self.exit(2, f"{self.prog}: error: expected what {self.prog} -h says, got: {message}\n")
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Let a command take ``--device``."""
+    command.add_argument("--device", default="auto", choices=DEVICES, help="default: auto")
+
+
+def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, float]:
+    """Turn NAME=VALUE strings into a dictionary of numbers, booleans or strings.
+
+    ``option`` is what they were given to.
+    """
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{option}: expected NAME=VALUE, got {pair!r}")
+        try:
+            settings[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            settings[name] = value
+    return settings
+
+
+def say(sentence: str) -> None:
+    """Write one line to stderr; stdout is for results."""
+    sys.stderr.write(f"semigen: {sentence}\n")
+
+
+def remark(sentence: str) -> None:
+    """Say what each of several processes would say, once."""
+    if is_first():
+        say(sentence)
+
+
+def explain(error: Exception) -> str | None:
+    """Return what the user can do something about as one line, None if there is nothing."""
+    sentence = " ".join(str(error).split())
+    if isinstance(error, (ValueError, JobsError, SandboxError, TrainingError)):
+        return sentence
+    if isinstance(error, OSError):
+        where = error.filename or "input or output"
+        return f"{where}: expected to read or write it, got {error.strerror or sentence}"
+    if is_out_of_memory(error) or "memory" in sentence:
+        return f"memory: expected enough for this size of images, batch and method, got {sentence}"
+    if "gloo" in sentence or "NCCL" in sentence:
+        return f"processes: expected all of them to go on, got {sentence}"
+    return None
