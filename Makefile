@@ -4,9 +4,11 @@ CHAPTER ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+LONG := slow or fault
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab execute clean
+.PHONY: help book test slow lab execute clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -18,8 +20,11 @@ book: $(READY) ## build the book; a warning is an error
 	@test -f _build/html/index.html
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
-test: $(READY) ## run every test, the notebooks included
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(READY) ## run the tests, the notebooks included, without those of make slow
+	@$(PYTEST) -m 'not ($(LONG))'
+
+slow: $(READY) ## run the other tests: injected faults, cheats, assignments, pages in a browser
+	@$(PYTEST) -m '$(LONG)'
 
 lab: $(READY) ## open the chapters in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=book

@@ -38,6 +38,7 @@ def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Finding
 
 
 @needs_sandbox
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_canary_gets_out(examined: dict[str, list[Finding]], name: str) -> None:
     finding = next(finding for finding in examined["bubblewrap"] if finding.name == name)
@@ -45,6 +46,7 @@ def test_no_canary_gets_out(examined: dict[str, list[Finding]], name: str) -> No
 
 
 @needs_sandbox
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_sandbox_every_canary_gets_out(
     examined: dict[str, list[Finding]], name: str
@@ -56,6 +58,7 @@ def test_without_a_sandbox_every_canary_gets_out(
 
 
 @needs_sandbox
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are an ordinary user's already")
 def test_an_ordinary_user_has_a_doctor_too(tmp_path: Path) -> None:
     command = ordinary_python()

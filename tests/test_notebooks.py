@@ -347,7 +347,6 @@ def test_colab_installs_this_repository(path: Path) -> None:
 # --------------------------------------------------------------------------- and they run
 
 
-@pytest.mark.slow
 @each_chapter()
 def test_nbval(path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q"]
@@ -377,7 +376,6 @@ def changed(value: object) -> object:
     return f"{value}-changed"
 
 
-@pytest.mark.slow
 @each_chapter()
 def test_papermill_changes_the_parameters(path: Path, tmp_path: Path) -> None:
     """Inject another value for each parameter; after the setup cell every one is still there.
@@ -539,7 +537,6 @@ def test_every_rule_is_broken_once() -> None:
     assert {rule for rule, _ in BREAKS} == set(RULES)
 
 
-@pytest.mark.slow
 def test_nbval_sees_a_failing_cell(tmp_path: Path) -> None:
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 == 2, 'no'")])
     nb.cells[0].execution_count = 1
@@ -559,7 +556,6 @@ def executed(tmp_path: Path, *sources: str) -> Path:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "message"),
     [
@@ -580,7 +576,6 @@ def test_a_failing_chapter_stays_as_it_was(
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.slow
 def test_executing_twice_gives_the_same_file(tmp_path: Path) -> None:
     path = executed(
         tmp_path,

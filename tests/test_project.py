@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -140,6 +141,43 @@ def test_make_help_lists_every_target() -> None:
     phony = set(re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split())
     run = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert phony == set(re.findall(r"^  make (\w+)", run.stdout, re.MULTILINE))
+
+
+GOOD = "echo '===== 3 passed, 1 skipped in 9.5s ====='"
+BAD = "echo '===== 1 failed, 3 passed, 2 errors in 61.2s (0:01:01) ====='; exit 2"
+NONE = "echo '===== no tests ran in 0.1s ====='"
+
+
+@pytest.mark.parametrize(
+    ("book", "test", "slow", "last"),
+    [
+        ("exit 0", GOOD, GOOD, "6 passed, 0 failed, 2 skipped"),
+        ("exit 0", BAD, GOOD, "6 passed, 3 failed, 1 skipped"),
+        ("exit 0", GOOD, BAD, "6 passed, 3 failed, 1 skipped"),
+        ("exit 2", GOOD, GOOD, "6 passed, 1 failed, 2 skipped"),
+        ("exit 0", f"{GOOD}; exit 2", GOOD, "6 passed, 1 failed, 2 skipped"),
+        ("exit 0", GOOD, f"{NONE}; exit 2", "3 passed, 1 failed, 1 skipped"),
+        ("exit 0", NONE, GOOD, "3 passed, 1 failed, 1 skipped"),
+        ("exit 0", "kill -9 $$", "exit 2", "0 passed, 2 failed, 0 skipped"),
+        ("exit 0", "exit 0", GOOD, "3 passed, 1 failed, 1 skipped"),
+    ],
+    ids=["good", "test", "slow", "book", "after", "none", "none, and ok", "killed", "silent"],
+)
+def test_the_last_line_of_ci_is_the_sum(
+    tmp_path: Path, book: str, test: str, slow: str, last: str
+) -> None:
+    script, fakes = tmp_path / ".ci/run", tmp_path / "fakes"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / ".ci/run").read_bytes())
+    fakes.mkdir()
+    answers = f"case $1 in book) {book};; test) {test};; slow) {slow};; esac"
+    for name in ("make", "chromium", "chromedriver", "bwrap"):
+        (fakes / name).write_text(f"#!/bin/sh\n{answers}\n")
+        (fakes / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{fakes}:{os.environ['PATH']}"}
+    run = subprocess.run(["bash", script], capture_output=True, text=True, env=environment)
+    assert run.stdout.splitlines()[-1] == last, run.stdout + run.stderr
+    assert (run.returncode == 0) == (" 0 failed" in last)
 
 
 @pytest.mark.parametrize(
