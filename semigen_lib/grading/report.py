@@ -94,7 +94,8 @@ def _text(value: Any) -> str:
 def _readable(text: str) -> str:
     """Return text as a terminal would leave it, without colours, in UTF-8, of a bearable length."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).strip("\n")
-    text = re.sub(r"[^\n]*\r(?=[^\n])", "", text)  # a bar that was drawn over and over
+    # Of a bar that was drawn over and over, what was drawn last.
+    text = "\n".join(line[line.rfind("\r", 0, -1) + 1 :] for line in text.split("\n"))
     text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
                    for c in text.replace("\r", ""))  # fmt: skip
     if len(text) > MAX_TEXT:
