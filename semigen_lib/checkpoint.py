@@ -229,10 +229,15 @@ def restore_optimizer(
     tensors
         What was saved; what belongs to others is left alone.
     """
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         kind, *rest = full_name.split(".")
         if kind == "optimizer" and rest[0] == name:
+            if tensor.dim():
+                # In the memory order of its parameter: fused optimisers do not look at strides, and
+                # would add up numbers that do not belong together.
+                tensor = torch.empty_like(parameters[int(rest[1])]).copy_(tensor)
             state.setdefault(int(rest[1]), {})[rest[2]] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,7 +1,8 @@
 """The networks: encoder, decoder (the same network is called generator in a game), discriminator.
 
 No network here has seen a loss. Images are ``(B, C, H, W)`` in [0, 1]; shapes shrink by half per
-stage on the way in (28, 14, 7) and double on the way out.
+stage on the way in (28, 14, 7) and double on the way out. The channels of a pixel lie side by side
+in memory (``channels_last``), which is the faster order; ``book/speed.md`` measures it.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ class ConvTrunk(nn.Module):
         stages += [nn.GroupNorm(4, wider), nn.LeakyReLU(0.2), nn.Flatten()]
         stages += [nn.Linear(wider * side * side, N_FEATURES), nn.LeakyReLU(0.2)]
         self.stages = nn.Sequential(*stages)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to ``(B, N_FEATURES)``."""
@@ -215,6 +217,7 @@ class Decoder(nn.Module):
             channels = wider
         self.linear = nn.Linear(latent_dim + n_classes, n_bottom, bias=False)
         self.stages = nn.Sequential(*stages, nn.Conv2d(channels, image_shape[0], 3, padding=1))
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, latent: Tensor, class_probs: Tensor | None = None) -> Tensor:
         """Map the latent ``(B, Z)``, and class_probs ``(B, K)`` when K > 0, to images in [0, 1].
@@ -282,7 +285,7 @@ class Student(nn.Module):
         stages += self._stage(channels, channels, 3) + self._stage(channels, 4 * width, 3)
         self.stages = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.class_head = nn.Linear(4 * width, n_classes)
-        self.to(memory_format=torch.channels_last)  # half again as fast on a CPU
+        self.to(memory_format=torch.channels_last)
 
     @staticmethod
     def _stage(channels: int, wider: int, side: int, stride: int = 1) -> list[nn.Module]:
@@ -347,6 +350,7 @@ class ConditionalGenerator(nn.Module):
             for wide, narrow in pairwise(widths)
         )
         self.image = nn.Conv2d(width, image_shape[0], 3, padding=1)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
         """Map the latent ``(B, Z)`` and labels ``(B,)`` to images ``(B, C, H, W)`` in [0, 1]."""
@@ -392,6 +396,7 @@ class ProjectionDiscriminator(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.score = spectral_norm(nn.Linear(2 * width, 1))
         self.direction = spectral_norm(nn.Embedding(n_classes, 2 * width))
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` and labels ``(B,)`` to scores ``(B,)``."""
@@ -467,7 +472,7 @@ class ConditionalUnet(nn.Module):
         self.velocity = nn.Sequential(
             nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, n_pixels, 3, padding=1)
         )
-        self.to(memory_format=torch.channels_last)  # faster on a CPU
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         """Map ``(B, C, H, W)``, times ``(B,)`` from 0 to 1 and labels ``(B,)`` to velocities."""
@@ -520,6 +525,7 @@ class PooledTrunk(nn.Module):
         stages.append(nn.Dropout2d(0.1))
         stages += self._stage(channels, channels, 3) + self._stage(channels, 4 * width, 3)
         self.stages = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.to(memory_format=torch.channels_last)
 
     @staticmethod
     def _stage(channels: int, wider: int, side: int, stride: int = 1) -> list[nn.Module]:

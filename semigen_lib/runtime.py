@@ -5,6 +5,7 @@ Shown in: book/05_training_loop.ipynb, book/running.md
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
 import signal
@@ -21,6 +22,7 @@ __all__ = [
     "autocast",
     "fast_bf16",
     "is_out_of_memory",
+    "keep_memory",
     "pick_device",
     "rng_state",
     "seed_everything",
@@ -140,6 +142,22 @@ def signals_noted() -> Iterator[list[int]]:
         put_back()
     for number in noted:
         signal.raise_signal(number)
+
+
+def keep_memory() -> bool:
+    """Keep large blocks of memory for the next step instead of giving them back; say if it is done.
+
+    The C library of Linux (glibc) returns each block above a threshold to the system and asks for
+    it anew, and the system fills it with zeros: for maps of a megabyte and more that costs as much
+    as a convolution (``book/speed.md``). The most that was ever in use stays with the process.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, another system
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
+    large = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # most of old ones
+    return bool(large and mallopt(trim_threshold, 2**31 - 1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -41,6 +41,7 @@ from semigen_lib.runtime import (
     autocast,
     fast_bf16,
     is_out_of_memory,
+    keep_memory,
     rng_state,
     seed_everything,
     set_rng_state,
@@ -168,10 +169,25 @@ def _turns(
 def _next_update(
     method: Method, updates: Iterator[tuple[str, Terms]], batch: Batch, precision: str
 ) -> tuple[str, Terms] | None:
-    if precision == "auto" and method.prefers_bf16 and fast_bf16():
-        precision = "bf16"
-    with autocast(batch.images.device, precision), whole_batch():
+    with autocast(batch.images.device, _chosen(method, precision)), whole_batch():
         return next(updates, None)
+
+
+def _chosen(method: Method, precision: str) -> str:
+    """Return bf16 for "auto" where the method was measured with it and the processor has it."""
+    return "bf16" if precision == "auto" and method.prefers_bf16 and fast_bf16() else precision
+
+
+def _arrange(method: Method, precision: str) -> None:
+    """Put the channels of a pixel apart in memory where that is the faster order.
+
+    It is where a CPU normalises groups of them in bfloat16; ``book/speed.md`` measures it.
+    """
+    if next(method.parameters()).is_cuda or _chosen(method, precision) != "bf16":
+        return
+    for network in method.children():
+        if any(isinstance(layer, torch.nn.GroupNorm) for layer in network.modules()):
+            network.to(memory_format=torch.contiguous_format)
 
 
 def _turns_in_parts(
@@ -317,6 +333,8 @@ def train(
     if resume and states is None:
         raise ValueError("resume: expected a folder of states to resume from, got None")
     seed_everything(seed)
+    keep_memory()
+    _arrange(method, precision)
     run = _Run(method, split, seed, steps, minutes)
     if resume:
         run.restore(states)

@@ -215,6 +215,23 @@ def test_objective_is_the_weighted_sum(name, make_method) -> None:
     assert method.objective(terms).item() == pytest.approx(3 * sum(settings.values()) + 7)
 
 
+@every_method
+def test_fused_optimisers_step_as_plain_ones(name, make_method, batch, monkeypatch) -> None:
+    """A fused Adam takes gradients in the order they lie in memory, whatever their strides say."""
+    plain = type("Plain", (torch.optim.Adam,), {})
+    unfused = lambda *given, fused, **named: plain(*given, **named)  # noqa: E731
+    methods_seen = []
+    for adam in (torch.optim.Adam, unfused):
+        monkeypatch.setattr(torch.optim, "Adam", adam)
+        method = make_method(name)
+        torch.manual_seed(5)
+        step_through(method, batch)
+        methods_seen.append(weights(method))
+    fused, wanted = methods_seen
+    for key, tensor in fused.items():
+        torch.testing.assert_close(tensor, wanted[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
 # ---- what it can do is what it says ----
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from semigen_lib.models import (
     N_FEATURES,
@@ -492,3 +493,38 @@ def test_unet_block_by_hand() -> None:
     hidden = hidden * (1 + gain[:, :, None, None]) + bias[:, :, None, None]
     expected = block.skip(features) + block.second(hidden * hidden.sigmoid())
     torch.testing.assert_close(block(features, condition), expected)
+
+
+# ---- what makes them fast ----
+
+
+def transposed_kernel(weight: torch.Tensor) -> torch.Tensor:
+    """Return the 4x4 kernel (I, O, 4, 4) of nearest upsampling and a 3x3 kernel (O, I, 3, 3)."""
+    for dim in (2, 3):
+        low, middle, high = weight.split(1, dim)
+        weight = torch.cat([high, middle + high, low + middle, low], dim)
+    return weight.transpose(0, 1)
+
+
+def test_a_transposed_convolution_does_upsampling_and_convolution_in_one() -> None:
+    images, weight, bias = (torch.randn(s).double() for s in ((2, 3, 7, 7), (5, 3, 3, 3), (5,)))
+    wanted = F.conv2d(F.interpolate(images, scale_factor=2), weight, bias, padding=1)
+    got = F.conv_transpose2d(images, transposed_kernel(weight), bias, stride=2, padding=1)
+    assert (got - wanted).abs().max() < 1e-13
+
+
+def test_channels_of_a_pixel_lie_side_by_side() -> None:
+    networks = [
+        ConvTrunk((3, 28, 28), 8, regularise=False),
+        PooledTrunk((3, 28, 28), 8),
+        Decoder((3, 28, 28), 4, width=8),
+        Student((3, 28, 28), 10, 8),
+        ConditionalGenerator((3, 28, 28), 4, 10, 8),
+        ProjectionDiscriminator((3, 28, 28), 10, 8),
+        ConditionalUnet((3, 28, 28), 10, 8),
+    ]
+    for network in networks:
+        kernels = [p for p in network.parameters() if p.dim() == 4]
+        assert kernels, type(network)
+        for kernel in kernels:
+            assert kernel.is_contiguous(memory_format=torch.channels_last), type(network)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from semigen_lib import runtime
 from semigen_lib.runtime import (
     DEVICES,
     PRECISIONS,
     autocast,
     is_out_of_memory,
+    keep_memory,
     pick_device,
     rng_state,
     seed_everything,
@@ -128,6 +130,21 @@ def test_what_a_full_memory_says() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert is_out_of_memory(caught.value)
+
+
+def test_memory_is_kept_where_the_c_library_can(monkeypatch) -> None:
+    asked = []
+
+    class OldGlibc:
+        @staticmethod
+        def mallopt(name: int, value: int) -> int:
+            asked.append((name, value))
+            return int(name != -3 or value <= 2**25)
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: OldGlibc)
+    assert keep_memory() and asked == [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: object())
+    assert not keep_memory()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from semigen_lib.evaluation import draw
 from semigen_lib.methods import METHODS
 from semigen_lib.methods.method import Method, MethodConfig
 from semigen_lib.methods.supervised import Supervised
+from semigen_lib.models import Decoder
 from semigen_lib.training import (
     History,
     TrainingError,
@@ -927,3 +928,15 @@ def test_bf16_is_automatic_only_where_it_was_checked(make_method, tiny_split, mo
         training_step(method, batch, method.optimizers(), "fp32")
         assert seen[-1] == "fp32"
         seen.clear()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_channels_lie_apart_where_groups_of_them_are_normalised_in_bf16(
+    precision, make_method, tiny_split
+) -> None:
+    method = make_method("propagate", shape=(3, 28, 28))
+    method.unread = Decoder((3, 28, 28), 4, width=8)  # group norm; the student has batch norm
+    training._arrange(method, precision)
+    kernels = {"student": method.student.stages[3].weight, "unread": method.unread.stages[2].weight}
+    apart = {name: kernel.is_contiguous() for name, kernel in kernels.items()}
+    assert apart == {"student": False, "unread": precision == "bf16"}

@@ -71,7 +71,7 @@ class Cgan(Propagate):
         players = super().optimizers()
         for player in ("discriminator", "generator"):
             players[player] = torch.optim.Adam(
-                self.parameters_of(player), lr=self.config.game_rate, betas=(0.0, 0.9)
+                self.parameters_of(player), lr=self.config.game_rate, betas=(0.0, 0.9), fused=True
             )
         return players
 

@@ -238,7 +238,7 @@ class Method(nn.Module):
         betas = (self.config.beta1, self.config.beta2)
         return {
             player: torch.optim.Adam(
-                self.parameters_of(player), lr=self.config.learning_rate, betas=betas
+                self.parameters_of(player), lr=self.config.learning_rate, betas=betas, fused=True
             )
             for player in self.players
         }
