@@ -20,13 +20,16 @@ from semigen_lib.sources import (
     UNLABELED,
     DataError,
     ImageData,
+    ImageFiles,
     ImageSet,
     list_folder,
     load_images,
+    read_at,
     read_images,
     source_names,
     whole_number,
 )
+from semigen_lib.streaming import StepLoader, default_workers
 
 __all__ = [
     "UNLABELED",
@@ -34,6 +37,7 @@ __all__ = [
     "BatchStream",
     "DataError",
     "ImageData",
+    "ImageFiles",
     "ImageSet",
     "LabelSplit",
     "list_folder",
@@ -48,6 +52,7 @@ __all__ = [
 COMMITTED_SIZES = (10, 20, 50, 100, 200, 600, 1000, 3000)
 COMMITTED_SEEDS = range(10)
 SPLITS = ASSETS / "splits"
+DEVICE_SHARE = 0.5  # of a CUDA device's free memory; the rest is for weights and for a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +63,7 @@ class LabelSplit:
     ----------
     name, class_names : str, tuple of str
         As in ``ImageData``.
-    images : Tensor
+    images : Tensor or ImageFiles
         uint8, shape (N, C, H, W): every training image except those of the validation set.
     labels : Tensor
         int64, shape (N,); the class at ``labeled_index`` and ``UNLABELED`` everywhere else.
@@ -74,7 +79,7 @@ class LabelSplit:
 
     name: str
     class_names: tuple[str, ...]
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
     labeled_index: Tensor
     validation: ImageSet | None
@@ -123,7 +128,8 @@ def split_labels(
     Returns
     -------
     LabelSplit
-        It shares the images of ``data`` if nothing is taken out, and none of its labels.
+        It shares the images of ``data`` if nothing is taken out, and none of its labels. Where
+        images stay in their files, those of the validation set are read and no others.
 
     Raises
     ------
@@ -155,7 +161,7 @@ def split_labels(
     if held:
         in_pool = torch.ones(len(images), dtype=torch.bool)
         in_pool[taken] = False
-        validation = ImageSet(images[taken], true_labels[taken])
+        validation = ImageSet(read_at(images, taken), true_labels[taken])
         images = images[in_pool]
         position = (in_pool.cumsum(0) - 1)[chosen]  # the pool is numbered anew
     labels = torch.full((len(images),), UNLABELED)
@@ -285,16 +291,22 @@ class BatchStream:
     seed : int
         Seed of the orders.
     device : str or torch.device
-        Where images are kept (as uint8) and batches are made.
+        Where batches are made, and where images are kept as uint8 if they fit: in main memory if
+        they would take more than half of what is free on a CUDA device, in their files if the
+        split has them there. Batches are the same, bit for bit.
     part : (int, int)
         Which of how many processes this is: number r of K gets rows r, r + K, r + 2K, ... of every
         batch, and a labelled batch that K does not divide whole.
+    workers : int, optional
+        How many processes read files ahead of the steps; None is one less than there are CPUs,
+        between 1 and 4. With 0 each batch is read when it is asked for.
 
     Attributes
     ----------
-    pool, pool_labels : Tensor
-        The whole pool on that device: uint8 (N, C, H, W), and int64 (N,) with ``UNLABELED`` but
-        for the labelled images.
+    pool : Tensor or ImageFiles
+        The whole pool, uint8 (N, C, H, W), where it is kept.
+    pool_labels : Tensor
+        int64 (N,) on the device, with ``UNLABELED`` but for the labelled images.
 
     Raises
     ------
@@ -313,21 +325,39 @@ class BatchStream:
         seed: int = 0,
         device: str | torch.device = "cpu",
         part: tuple[int, int] = (0, 1),
+        workers: int | None = None,
     ) -> None:
         batch_size = whole_number(batch_size, "batch_size", 1)
         labeled_batch_size = whole_number(labeled_batch_size, "labeled_batch_size", 0)
         seed = whole_number(seed, "seed", 0)
+        workers = default_workers() if workers is None else whole_number(workers, "workers", 0)
         index, n_parts = part
         if batch_size % n_parts:
             raise DataError(
                 f"expected batch_size to be divisible by {n_parts} processes, got {batch_size}"
             )
-        self._rows = slice(index, None, n_parts)
-        self._labeled_rows = slice(None) if labeled_batch_size % n_parts else self._rows
-        self.pool, self.pool_labels = split.images.to(device), split.labels.to(device)
-        self._labeled_index = split.labeled_index.to(device)
-        self._pool = _Cycle(len(split.images), batch_size, f"{seed}/pool", device)
-        self._labeled = _Cycle(split.n_labeled, labeled_batch_size, f"{seed}/labeled", device)
+        self._device, images = torch.device(device), split.images
+        in_files = isinstance(images, ImageFiles)
+        streams = in_files or not _fits(images, self._device)
+        self.pool = images if streams else images.to(device)
+        self.pool_labels = split.labels.to(device)
+        where = "cpu" if streams else self._device  # positions are drawn where images are
+        rows = slice(index, None, n_parts)
+        self._positions = _Positions(
+            _Cycle(len(images), batch_size, f"{seed}/pool", where),
+            rows,
+            _Cycle(split.n_labeled, labeled_batch_size, f"{seed}/labeled", where),
+            slice(None) if labeled_batch_size % n_parts else rows,
+            split.labeled_index.to(where),
+        )
+        self._loader = None
+        if streams:
+            self._loader = StepLoader(
+                images,
+                self._positions.at,
+                workers=workers if in_files else 0,
+                pinned=self._device.type == "cuda",
+            )
 
     def at(self, step: int) -> Batch:
         """Return the batch of a step.
@@ -345,17 +375,46 @@ class BatchStream:
         Raises
         ------
         DataError
-            If the step is negative or not whole.
+            If the step is negative or not whole, or a file cannot be read as an image.
         """
         step = whole_number(step, "step", 0)
-        pool = self._pool.at(step)[self._rows]
-        labeled = self._labeled_index[self._labeled.at(step)[self._labeled_rows]]
+        pool, labeled = self._positions.at(step)
+        if self._loader is None:
+            images, labeled_images = self.pool[pool], self.pool[labeled]
+        else:
+            images, labeled_images = (
+                part.to(self._device, non_blocking=True) for part in self._loader.at(step)
+            )
         return Batch(
-            to_float(self.pool[pool]),
-            to_float(self.pool[labeled]),
-            self.pool_labels[labeled],
-            pool.clone(),
+            to_float(images),
+            to_float(labeled_images),
+            self.pool_labels[labeled.to(self._device)],
+            pool.to(self._device, copy=True),
         )
+
+    def first_images(self, n: int) -> Tensor:
+        """Return the first ``n`` images of the pool, uint8, on the device; fewer if it is smaller.
+
+        Raises
+        ------
+        DataError
+            If a file cannot be read as an image.
+        """
+        return read_at(self.pool, torch.arange(min(n, len(self.pool)))).to(self._device)
+
+    def close(self) -> None:
+        """End the processes that read files; a step that is asked for later starts new ones."""
+        if self._loader is not None:
+            self._loader.close()
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Say whether a device has room for images; where they are already, it has."""
+    return images.device.type == device.type or images.numel() <= DEVICE_SHARE * _free(device)
+
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0]
 
 
 class _Cycle:
@@ -385,3 +444,18 @@ class _Cycle:
             parts.append(self._order(epoch)[:missing])
             missing -= len(parts[-1])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+class _Positions(NamedTuple):
+    """Which images a step shows: rows of a batch of the pool, and of a labelled one."""
+
+    pool: _Cycle
+    rows: slice
+    labeled: _Cycle
+    labeled_rows: slice
+    labeled_index: Tensor
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return their positions in the pool, int64 (B,) and (L,)."""
+        labeled = self.labeled.at(step)[self.labeled_rows]
+        return self.pool.at(step)[self.rows], self.labeled_index[labeled]

@@ -3,6 +3,7 @@
 Everything is converted once, on loading, to square ``uint8`` images with one or three channels, so
 that nothing after this module asks where an image came from. A new data set is one row of ``_SETS``
 or one function, and its test. What cannot be read or does not add up is one ``DataError`` line.
+A folder that is too large for that stays on disk: ``ImageFiles`` stands for its training images.
 
 Shown in: book/01_semi_supervised_learning.ipynb, book/running.md
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import lzma
 import math
 import os
@@ -18,7 +20,7 @@ import re
 import struct
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral
@@ -35,9 +37,12 @@ __all__ = [
     "UNLABELED",
     "DataError",
     "ImageData",
+    "ImageFiles",
     "ImageSet",
+    "available_memory",
     "list_folder",
     "load_images",
+    "read_at",
     "read_images",
     "source_names",
     "whole_number",
@@ -48,6 +53,7 @@ UNLABELED = -1
 
 ASSETS = Path(__file__).with_name("assets")
 HELD_OUT = 0.2  # share of each class kept for testing when a folder brings no test images
+MEMORY_SHARE = 0.25  # of what is free: while they are loaded, images are there up to three times
 DIGITS = tuple("0123456789")
 
 
@@ -78,8 +84,8 @@ class ImageSet:
 
     Attributes
     ----------
-    images : Tensor
-        uint8, shape (N, C, H, W), values 0 to 255.
+    images : Tensor or ImageFiles
+        uint8, shape (N, C, H, W), values 0 to 255; in memory, or in files.
     labels : Tensor
         int64, shape (N,), class numbers from 0, ``UNLABELED`` where the class is unknown.
 
@@ -91,7 +97,7 @@ class ImageSet:
     Shown in: book/01_semi_supervised_learning.ipynb
     """
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
 
     def __post_init__(self) -> None:
@@ -164,6 +170,7 @@ def load_images(
     image_size: int = 28,
     channels: int = 1,
     cache_dir: str | os.PathLike | None = None,
+    stream: bool | None = None,
 ) -> ImageData:
     """Load a data set by name, or a folder of one's own images.
 
@@ -180,6 +187,10 @@ def load_images(
         1 (grey) or 3 (red, green, blue).
     cache_dir : path, optional
         Where downloads are kept; default ``$SEMIGEN_CACHE``, or else ``~/.cache/semigen``.
+    stream : bool, optional
+        Whether the training images of a folder stay in their files and are read while training.
+        None decides by their size: they do if they would take more than a quarter of the memory
+        that is free. Test images are always in memory.
 
     Returns
     -------
@@ -200,6 +211,10 @@ def load_images(
     ignored. Without test images, 20 % of each class (at least one) are held out, chosen by the
     sha256 of ``class/file``, and ``notes`` says so.
 
+    Images that stream give the same batches as images in memory. They are not looked at beforehand:
+    a damaged file stops the training that comes upon it, and copies of test images among them are
+    not counted. ``notes`` says that they stream, and why.
+
     Shown in: book/01_semi_supervised_learning.ipynb
     """
     image_size = whole_number(image_size, "image_size", 1)
@@ -208,6 +223,8 @@ def load_images(
     if not isinstance(source, (str, os.PathLike)) or not str(source):
         raise DataError(f"expected the name of a data set or a folder, got {source!r}")
     name = re.sub(r"[_\- ]", "", source.lower()) if isinstance(source, str) else ""
+    if stream and name in source_names():
+        raise DataError(f"expected a folder of images to stream, got {source!r}, which does not")
     if name == "mnist":
         return _load_mnist(image_size, channels)
     if name in _SETS:
@@ -216,7 +233,7 @@ def load_images(
     if not folder.is_dir():
         names = ", ".join(source_names())
         raise DataError(f"expected an existing folder or one of {names}, got {str(source)!r}")
-    return _load_folder(folder, image_size, channels)
+    return _load_folder(folder, image_size, channels, stream)
 
 
 def source_names() -> tuple[str, ...]:
@@ -462,15 +479,34 @@ def list_folder(folder: Path) -> list[Path]:
         If the folder cannot be read.
     """
 
-    def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-        words = re.split(r"([0-9]+)", path.name)
-        return [(int(word), "") if word.isdecimal() else (-1, word) for word in words], path.name
+    return [folder / name for name in _list_names(folder)]
 
+
+def _list_names(folder: Path) -> list[str]:
     try:
-        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{_shown(folder)}: expected a readable folder, got {error!r}") from error
-    return sorted((path for path in entries if path.name.lower() not in _IGNORED), key=natural)
+    return sorted((name for name in names if name.lower() not in _IGNORED), key=_natural_key)
+
+
+def _natural_key(name: str) -> str:
+    """Return a text that sorts as the name does if numbers in it count by their value.
+
+    One text, as a million names are sorted by it: tuples would take six times the memory.
+    """
+    words = re.split(r"([0-9]+)", name)
+    numbers = [str(int(word)) if word.isdecimal() else None for word in words]
+    # A number is its length and its digits. No name contains the character 0, so what begins a
+    # longer word or a longer name comes before it.
+    return (
+        "".join(
+            f"\1{word}\0" if number is None else f"\2{chr(len(number))}{number}"
+            for word, number in zip(words, numbers, strict=True)
+        )
+        + f"\0{name}"
+    )
 
 
 def read_images(paths: Sequence[Path], *, image_size: int = 28, channels: int = 1) -> Tensor:
@@ -493,24 +529,128 @@ def read_images(paths: Sequence[Path], *, image_size: int = 28, channels: int = 
     DataError
         If there is anything that cannot be read as an image; the line names all such files.
     """
+    with ThreadPoolExecutor() as pool:  # decoders release the interpreter lock
+        return _read_all(paths, len(paths), image_size, channels, pool.map)
+
+
+def _read_all(
+    paths: Iterable[Path], count: int, image_size: int, channels: int, apply: Callable
+) -> Tensor:
+    """Read ``count`` image files, with ``apply`` (``map`` or one that does the same at once)."""
     from PIL import Image
 
-    def read(path: Path) -> np.ndarray | str:
+    images = np.empty((count, channels, image_size, image_size), np.uint8)
+
+    def read(position: int, path: Path) -> str:
         try:
-            return _read_image(path, image_size, channels)
+            images[position] = _read_image(path, image_size, channels)
         except Exception as error:  # Pillow's decoders raise many types on damaged files
             return f"{_shown(path)} ({_reason(path, error)})"
+        return ""
 
-    if not paths:
-        return torch.empty((0, channels, image_size, image_size), dtype=torch.uint8)
+    bad: list[str] = []
+    positions, paths = iter(range(count)), iter(paths)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with ThreadPoolExecutor() as pool:  # decoders release the interpreter lock
-            results = list(pool.map(read, paths))
-    bad = [result for result in results if isinstance(result, str)]
+        while part := list(itertools.islice(paths, 4096)):  # a task takes more than a small image
+            bad += filter(None, apply(read, itertools.islice(positions, len(part)), part))
     if bad:
         raise DataError(f"expected readable images, got {len(bad)} other files: {', '.join(bad)}")
-    return torch.from_numpy(np.stack(results))
+    return torch.from_numpy(images)
+
+
+class ImageFiles:
+    """Images that stay in their files: they stand where a tensor of all of them would.
+
+    Of a million only the names are in memory, some 20 MB. They tell the folder of an image and so
+    its class, which is why nobody but the reader of files ever looks at them.
+
+    Parameters
+    ----------
+    folder : Path
+        What all names are relative to.
+    names : ndarray
+        Bytes, shape (N,): the files, in their order.
+    image_size, channels : int
+        As in ``load_images``.
+
+    Shown in: book/running.md
+    """
+
+    dtype, ndim = torch.uint8, 4
+
+    def __init__(self, folder: Path, names: np.ndarray, image_size: int, channels: int) -> None:
+        self._folder, self._names = folder, names
+        self._image_size, self._channels = image_size, channels
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W) of the tensor that they stand for."""
+        return len(self), self._channels, self._image_size, self._image_size
+
+    def __getitem__(self, index: Tensor) -> ImageFiles:
+        """Return some of them, by a mask or by positions; nothing is read."""
+        names = self._names[index.numpy()]
+        return ImageFiles(self._folder, names, self._image_size, self._channels)
+
+    def paths(self) -> Iterable[Path]:
+        """Return the files, one after the other."""
+        return (self._folder / os.fsdecode(name) for name in self._names)
+
+    def read(self, index: Tensor) -> Tensor:
+        """Return the images at some positions, uint8, as ``read_images`` does.
+
+        Raises
+        ------
+        DataError
+            If a file cannot be read as an image.
+        """
+        files = self[index]
+        return _read_all(files.paths(), len(files), self._image_size, self._channels, map)
+
+
+def read_at(images: Tensor | ImageFiles, index: Tensor) -> Tensor:
+    """Return the images at some positions, wherever they are.
+
+    Parameters
+    ----------
+    images : Tensor or ImageFiles
+        uint8, shape (N, C, H, W).
+    index : Tensor
+        int64, positions on the CPU.
+
+    Returns
+    -------
+    Tensor
+        uint8, in the order of the positions.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read as an image.
+
+    Shown in: book/running.md
+    """
+    return images.read(index) if isinstance(images, ImageFiles) else images[index]
+
+
+def available_memory() -> int:
+    """Return how many bytes of main memory are free, for each process of a run.
+
+    Shown in: book/running.md
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    bounds = [page * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, TypeError):  # Linux has it
+        free = re.search(r"MemAvailable: +([0-9]+) kB", Path("/proc/meminfo").read_text())
+        bounds.append(1024 * int(free[1]))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container, if there is one
+        with contextlib.suppress(OSError, ValueError):
+            bounds.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+    return min(bounds) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _shown(path: Path) -> str:
@@ -565,51 +705,74 @@ def _flatten(image: object) -> object:
     return image
 
 
-def _load_folder(folder: Path, image_size: int, channels: int) -> ImageData:
+def _load_folder(folder: Path, image_size: int, channels: int, stream: bool | None) -> ImageData:
     classes, unlabeled, test_classes = _scan(folder)
-    class_names = tuple(sorted(classes))
-    train = [(path, k) for k, name in enumerate(class_names) for path in classes[name]]
-    test = [(path, k) for k, name in enumerate(class_names) for path in test_classes.get(name, [])]
-    notes = []
-    if not test:
-        held_out = _held_out(folder, classes)
-        test = [pair for pair in train if pair[0] in held_out]
-        train = [pair for pair in train if pair[0] not in held_out]
+    class_names, notes = tuple(sorted(classes)), []
+    if not any(map(len, test_classes.values())):
+        classes, test_classes = _hold_out(folder, classes)
+        n_kept, n_held = (sum(map(len, part.values())) for part in (classes, test_classes))
         notes.append(
-            f"{_shown(folder)} has no test images: {len(test)} of {len(train) + len(test)} "
-            "labelled images, at least one of each class, were held out for testing."
+            f"{_shown(folder)} has no test images: {n_held} of {n_kept + n_held} labelled images, "
+            "at least one of each class, were held out for testing."
         )
-    elif missing := [name for name in class_names if not test_classes.get(name)]:
+    elif missing := [name for name in class_names if not len(test_classes.get(name, ()))]:
         notes.append(f"{_shown(folder)}/test has no image of {_listed(missing)}.")
-    train += [(path, UNLABELED) for path in unlabeled]
-    pairs = train + test
-    paths = [path for path, _ in pairs]
-    images = read_images(paths, image_size=image_size, channels=channels)
-    labels = torch.tensor([label for _, label in pairs])
-    n = len(train)
-    known = {image.tobytes() for image in images[:n].numpy()}
-    if copies := sum(image.tobytes() in known for image in images[n:].numpy()):
-        notes.append(f"{copies} of {len(test)} test images are also among the training images.")
+    names, labels = _in_order(classes, class_names)
+    test_names, test_labels = _in_order(test_classes, class_names)
+    labels = torch.cat([labels, torch.full((len(unlabeled),), UNLABELED)])
+    n = len(labels)
+    names = np.concatenate([names, unlabeled, test_names])
+    files = ImageFiles(folder, names, image_size, channels)
+    train, test = files[torch.arange(n)], files[torch.arange(n, len(files))]
+    size, free = math.prod(train.shape), available_memory()
+    if stream or (stream is None and size > MEMORY_SHARE * free):
+        test = read_images(list(test.paths()), image_size=image_size, channels=channels)
+        notes.append(
+            f"{_shown(folder)}: {n} training images stay in their files, {size / 1e6:.1f} MB of "
+            f"pixels, with {free / 1e6:.0f} MB of memory free; they are read while training."
+        )
+    else:
+        images = read_images(list(files.paths()), image_size=image_size, channels=channels)
+        train, test = images[:n].clone(), images[n:].clone()
+        known = {image.tobytes() for image in train.numpy()}
+        if copies := sum(image.tobytes() in known for image in test.numpy()):
+            notes.append(f"{copies} of {len(test)} test images are also among the training images.")
     return ImageData(
         f"folder:{_shown(Path(folder.resolve().name))}",
         class_names,
-        ImageSet(images[:n].clone(), labels[:n].clone()),
-        ImageSet(images[n:].clone(), labels[n:].clone()),
+        ImageSet(train, labels),
+        ImageSet(test, test_labels),
         tuple(notes),
     )
 
 
-def _scan(folder: Path) -> tuple[dict[str, list[Path]], list[Path], dict[str, list[Path]]]:
+_Names = dict[str, np.ndarray]  # files of each class, as bytes, relative to the folder
+
+
+def _in_order(classes: _Names, class_names: Sequence[str]) -> tuple[np.ndarray, Tensor]:
+    """Return the files of all classes, one class after the other, and their labels."""
+    parts = [classes.get(name, np.empty(0, "S")) for name in class_names]
+    counts = torch.tensor([len(part) for part in parts])
+    return np.concatenate(parts), torch.arange(len(parts)).repeat_interleave(counts)
+
+
+def _scan(folder: Path) -> tuple[_Names, np.ndarray, _Names]:
     """Return the files of the classes, those without labels, and those of the test classes."""
-    classes, unlabeled, test_classes = {}, [], {}
+
+    def files(part: Path) -> np.ndarray:
+        below = part.relative_to(folder)
+        return np.array([os.fsencode(f"{below}/{name}") for name in _list_names(part)], "S")
+
+    classes, unlabeled, test_classes = {}, [np.empty(0, "S")], {}
     for path in _only_folders(folder):
         if path.name.lower() in ("unlabeled", "unlabelled"):
-            unlabeled += list_folder(path)
+            unlabeled.append(files(path))
         elif path.name.lower() == "test":
             for part in _only_folders(path):
-                test_classes.setdefault(part.name, []).extend(list_folder(part))
+                before = test_classes.get(part.name, np.empty(0, "S"))
+                test_classes[part.name] = np.concatenate([before, files(part)])
         else:
-            classes[path.name] = list_folder(path)
+            classes[path.name] = files(path)
     if len(classes) < 2:
         found = _listed(classes) or "none"
         raise DataError(f"{_shown(folder)}: expected at least 2 class folders, got {found}")
@@ -618,11 +781,11 @@ def _scan(folder: Path) -> tuple[dict[str, list[Path]], list[Path], dict[str, li
             f"{_shown(folder)}: expected test classes among {_listed(classes)}, "
             f"got {_listed(unknown)}"
         )
-    if empty := [name for name in classes if not classes[name]]:
+    if empty := [name for name in classes if not len(classes[name])]:
         raise DataError(
             f"{_shown(folder)}: expected images in every class folder, got none in {_listed(empty)}"
         )
-    return classes, unlabeled, test_classes
+    return classes, np.concatenate(unlabeled), test_classes
 
 
 def _only_folders(folder: Path) -> list[Path]:
@@ -634,22 +797,21 @@ def _only_folders(folder: Path) -> list[Path]:
     return entries
 
 
-def _held_out(folder: Path, classes: dict[str, list[Path]]) -> set[Path]:
-    """Choose test images in each class by the hash of their names: the same wherever it is run."""
-
-    def digest(path: Path) -> bytes:
-        return hashlib.sha256(os.fsencode(f"{path.parent.name}/{path.name}")).digest()
-
-    chosen: set[Path] = set()
-    for name, paths in classes.items():
-        if len(paths) < 2:
+def _hold_out(folder: Path, classes: _Names) -> tuple[_Names, _Names]:
+    """Take test images of each class by the hash of their names: the same wherever it is run."""
+    kept, held = {}, {}
+    for name, files in classes.items():
+        if len(files) < 2:
             raise DataError(
                 f"{_shown(folder)}: expected a test folder, or 2 images in every class so that "
                 f"one can be held out, got 1 in {_listed([name])}"
             )
-        ranked = sorted(paths, key=digest)
-        chosen.update(ranked[: max(1, round(HELD_OUT * len(paths)))])
-    return chosen
+        digests = [hashlib.sha256(file).digest() for file in files]  # of class/file
+        ranked = sorted(range(len(files)), key=digests.__getitem__)
+        chosen = np.zeros(len(files), bool)
+        chosen[ranked[: max(1, round(HELD_OUT * len(files)))]] = True
+        kept[name], held[name] = files[~chosen], files[chosen]
+    return kept, held
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -447,7 +447,8 @@ def test_long_runs_keep_two_orders_at_most() -> None:
     stream = BatchStream(split_labels(toy(), 6, 0), batch_size=50, labeled_batch_size=50)
     for step in range(40):
         stream.at(step)
-        assert len(stream._pool._orders) <= 2 and len(stream._labeled._orders) <= 2
+        positions = stream._positions
+        assert len(positions.pool._orders) <= 2 and len(positions.labeled._orders) <= 2
 
 
 def test_batches_are_copies() -> None:

@@ -429,12 +429,13 @@ def test_folder_without_test_images_holds_some_out(folder) -> None:
 @given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=4), word=st.text("ab01", max_size=3))
 def test_held_out_images_are_a_part_of_every_class(sizes, word) -> None:
     classes = {
-        f"c{k}": [Path(f"c{k}/{word}{i}.png") for i in range(size)] for k, size in enumerate(sizes)
+        f"c{k}": np.array([f"c{k}/{word}{i}.png" for i in range(size)], "S")
+        for k, size in enumerate(sizes)
     }
-    chosen = sources._held_out(Path("x"), classes)
-    for paths in classes.values():
-        n_held = len(chosen & set(paths))
-        assert 1 <= n_held < len(paths) and abs(n_held - 0.2 * len(paths)) <= 0.6
+    kept, held = sources._hold_out(Path("x"), classes)
+    for name, files in classes.items():
+        assert sorted([*kept[name], *held[name]]) == sorted(files)
+        assert 1 <= len(held[name]) < len(files) and abs(len(held[name]) - 0.2 * len(files)) <= 0.6
 
 
 def test_folder_notes_about_test_images(folder) -> None:

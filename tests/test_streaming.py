@@ -1,0 +1,265 @@
+"""Images in files: the same batches as in memory, read ahead by processes that leave no trace."""
+
+import gc
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semigen_lib import data, sources, streaming
+from semigen_lib.data import (
+    BatchStream,
+    DataError,
+    ImageFiles,
+    LabelSplit,
+    load_images,
+    read_at,
+    read_images,
+    split_labels,
+)
+from semigen_lib.runtime import rng_state
+from semigen_lib.streaming import default_workers
+
+SIZES = {"batch_size": 6, "labeled_batch_size": 4, "seed": 3}
+START_METHODS = pytest.mark.parametrize("workers", [0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two classes of 15 images and 10 without a label, all different, of many sizes."""
+    root = tmp_path_factory.mktemp("streams") / "shapes"
+    values = np.random.default_rng(0)
+    for name, count in (("cat", 15), ("dog", 15), ("unlabeled", 10), ("test/cat", 2)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            size = values.integers(5, 40, 2)
+            pixels = values.integers(0, 256, size, dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def splits(folder) -> tuple[LabelSplit, LabelSplit]:
+    """The same split with images in memory and in files."""
+    return tuple(
+        split_labels(load_images(folder, stream=stream), 4, 1, n_validation=4)
+        for stream in (False, True)
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays() -> None:
+    yield
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+def same_batch(first, second) -> bool:
+    return all(map(torch.equal, first, second))
+
+
+# ---- files ----
+
+
+def test_files_are_read_as_images_are(folder) -> None:
+    inside, outside = load_images(folder, stream=False), load_images(folder, stream=True)
+    files = outside.train.images
+    assert isinstance(files, ImageFiles) and len(files) == 40 and files.shape == (40, 1, 28, 28)
+    assert torch.equal(files.read(torch.arange(40)), inside.train.images)
+    order = torch.tensor([39, 0, 17, 17, 5])
+    assert torch.equal(files.read(order), inside.train.images[order])
+    assert torch.equal(files[order].read(torch.tensor([1, 4])), inside.train.images[[0, 5]])
+    assert torch.equal(read_at(inside.train.images, order), read_at(files, order))
+    paths = list(files[order].paths())
+    assert torch.equal(read_images(paths), inside.train.images[order])
+    assert paths[1] == folder / "cat" / "0.png"
+    assert torch.equal(outside.test.images, inside.test.images)
+    for one, other in ((outside.train, inside.train), (outside.test, inside.test)):
+        assert torch.equal(one.labels, other.labels)
+    assert outside.name == inside.name and outside.class_names == inside.class_names
+
+
+def test_held_out_images_are_the_same_ones(folder, tmp_path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).symlink_to(folder / name)
+    inside, outside = (load_images(tmp_path, stream=stream) for stream in (False, True))
+    assert torch.equal(outside.test.images, inside.test.images) and len(inside.test) == 6
+    assert torch.equal(outside.train.images.read(torch.arange(24)), inside.train.images)
+    assert outside.notes[0] == inside.notes[0] and len(outside.notes) == 2
+
+
+def test_only_validation_images_are_read_for_a_split(folder, splits, monkeypatch) -> None:
+    inside, _ = splits
+    everything = load_images(folder, stream=True)
+    read, first = [], sources._read_image
+    monkeypatch.setattr(sources, "_read_image", lambda *a: read.append(a[0]) or first(*a))
+    outside = split_labels(everything, 4, 1, n_validation=4)
+    assert len(read) == 4 and isinstance(outside.images, ImageFiles)
+    assert torch.equal(outside.labels, inside.labels)
+    assert torch.equal(outside.labeled_index, inside.labeled_index)
+    assert torch.equal(outside.validation.images, inside.validation.images)
+    assert torch.equal(outside.images.read(torch.arange(36)), inside.images)
+
+
+def test_a_name_is_a_few_bytes(folder) -> None:
+    files = load_images(folder, stream=True).train.images
+    assert files._names.dtype == "S15" and files._names[-1] == b"unlabeled/9.png"
+    strange = os.fsdecode(b"\xff\xfe 1.png")
+    moved = ImageFiles(Path("x"), np.array([os.fsencode(strange)]), 28, 1)
+    assert [path.name for path in moved.paths()] == [strange]
+
+
+# ---- which way ----
+
+
+@pytest.mark.parametrize(
+    ("free", "stream", "streams"),
+    [
+        (4 * 40 * 784, None, False),
+        (4 * 40 * 784 - 4, None, True),
+        (0, False, False),
+        (10**12, True, True),
+    ],
+)
+def test_size_decides_unless_somebody_does(folder, monkeypatch, free, stream, streams) -> None:
+    monkeypatch.setattr(sources, "available_memory", lambda: free)
+    loaded = load_images(folder, stream=stream)
+    assert isinstance(loaded.train.images, ImageFiles) == streams
+    notes = [note for note in loaded.notes if "stay in their files" in note]
+    assert len(notes) == streams
+    if streams:
+        assert str(folder) in notes[0] and "40 training images" in notes[0]
+        assert "0.0 MB of pixels" in notes[0] and f"{free / 1e6:.0f} MB of memory" in notes[0]
+
+
+def test_memory_is_what_the_kernel_and_the_container_leave(monkeypatch) -> None:
+    known = {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    3000 kB\n"}
+
+    def read_text(path: Path) -> str:
+        if str(path) not in known:
+            raise FileNotFoundError(path)
+        return known[str(path)]
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert sources.available_memory() == 3000 * 1024
+    known["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert sources.available_memory() == 3000 * 1024
+    known["/sys/fs/cgroup/memory.max"] = "1000000\n"
+    assert sources.available_memory() == 1000000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert sources.available_memory() == 250000
+    known.clear()
+    assert sources.available_memory() > 10**8  # the machine's, where the kernel does not say
+
+
+@pytest.mark.parametrize("name", ["mnist", "CIFAR-10"])
+def test_named_sets_do_not_stream(name) -> None:
+    with pytest.raises(DataError) as error:
+        load_images(name, stream=True)
+    assert (
+        str(error.value) == f"expected a folder of images to stream, got {name!r}, which does not"
+    )
+
+
+# ---- batches ----
+
+
+@START_METHODS
+def test_batches_are_those_of_memory(splits, workers) -> None:
+    inside, outside = (BatchStream(split, **SIZES, workers=workers) for split in splits)
+    for step in (*range(9), 100, 101, 7, 7, 0):  # past the end of an epoch, ahead and back
+        assert same_batch(inside.at(step), outside.at(step)), step
+    outside.close()
+
+
+def test_parts_are_those_of_memory(splits) -> None:
+    inside = BatchStream(splits[0], **SIZES)
+    parts = [BatchStream(splits[1], **SIZES, part=(r, 2), workers=0) for r in range(2)]
+    for step in (0, 1, 50):
+        for whole, *mine in zip(inside.at(step), *(p.at(step) for p in parts), strict=True):
+            assert all(torch.equal(part, whole[r::2]) for r, part in enumerate(mine))
+
+
+def test_no_labelled_images_are_no_images(splits) -> None:
+    stream = BatchStream(splits[1], batch_size=3, labeled_batch_size=0, workers=0)
+    assert stream.at(0).labeled_images.shape == (0, 1, 28, 28)
+
+
+def test_images_too_large_for_a_device_stay_in_main_memory(splits, monkeypatch) -> None:
+    inside, _ = splits
+    size, free = inside.images.numel(), []
+    monkeypatch.setattr(data, "_free", lambda device: free[0])
+    for n_free, fits in ((2 * size, True), (2 * size - 1, False)):
+        free[:] = [n_free]
+        assert data._fits(inside.images, torch.device("cuda")) == fits
+    assert data._fits(inside.images, torch.device("cpu")), "they are there already"
+    monkeypatch.setattr(data, "_fits", lambda *_: False)
+    copied = BatchStream(inside, **SIZES)
+    assert copied.pool is inside.images and copied._loader is not None
+    monkeypatch.undo()
+    for step in (0, 1, 5, 3):
+        assert same_batch(copied.at(step), BatchStream(inside, **SIZES).at(step))
+
+
+def test_first_images(splits) -> None:
+    for split in splits:
+        stream = BatchStream(split, **SIZES)
+        assert torch.equal(stream.first_images(5), splits[0].images[:5])
+        assert len(stream.first_images(1000)) == 36
+
+
+@START_METHODS
+def test_no_generator_is_touched(splits, workers) -> None:
+    stream = BatchStream(splits[1], **SIZES, workers=workers)
+    before = rng_state()
+    for step in (0, 1, 9):
+        stream.at(step)
+    stream.close()
+    after = rng_state()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# ---- processes ----
+
+
+def test_processes_begin_late_and_end_at_once(splits) -> None:
+    stream = BatchStream(splits[1], **SIZES, workers=2)
+    assert multiprocessing.active_children() == []
+    stream.at(0)
+    first = {child.pid for child in multiprocessing.active_children()}
+    stream.at(1)
+    assert {child.pid for child in multiprocessing.active_children()} == first and len(first) == 2
+    stream.at(5)
+    assert {child.pid for child in multiprocessing.active_children()}.isdisjoint(first)
+    stream.close()
+    assert multiprocessing.active_children() == []
+    stream.at(6)
+    del stream  # nor does a forgotten one leave any
+    assert multiprocessing.active_children() == []
+
+
+def test_no_signal_to_all_reaches_the_processes(splits) -> None:
+    stream = BatchStream(splits[1], **SIZES, workers=1)
+    stream.at(0)
+    (child,) = multiprocessing.active_children()
+    assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
+    stream.close()
+
+
+def test_default_number_of_processes(monkeypatch) -> None:
+    for cpus, n in ((1, 1), (2, 1), (4, 3), (64, 4)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: range(cpus))
+        assert default_workers() == n
+    monkeypatch.setattr(streaming.multiprocessing.current_process(), "_config", {"daemon": True})
+    assert default_workers() == 0, "a process of a pool may start none"
+
+
+@pytest.mark.parametrize("workers", [-1, 1.0, True])
+def test_bad_numbers_of_processes(splits, workers) -> None:
+    with pytest.raises(DataError, match="expected workers to be a whole number >= 0, got"):
+        BatchStream(splits[1], workers=workers)
