@@ -36,7 +36,7 @@ from semigen_lib.jobs import run_jobs
 from semigen_lib.methods import build_method
 from semigen_lib.methods.method import Method
 from semigen_lib.runtime import pick_device, seed_everything
-from semigen_lib.training import train
+from semigen_lib.training import check_pool, train
 
 __all__ = [
     "COLUMNS",
@@ -172,6 +172,7 @@ def plan_cells(
             method = build_method(name, shape, n_classes, settings)
         if track not in (None, track_of(method)):
             raise ValueError(f"track: expected {track} methods, got {name}: {track_of(method)}")
+        check_pool(method, data.train.images)
         if not method.reads:
             raise ValueError(f"methods: expected methods that read images, got {name}")
         chosen[name] = {"track": track_of(method), "method": name, "settings": settings}

@@ -21,6 +21,7 @@ from torch import Tensor
 from semigen_lib.data import Batch, BatchStream, LabelSplit
 from semigen_lib.methods.method import Method
 from semigen_lib.runtime import rng_state, set_rng_state
+from semigen_lib.training import check_pool
 
 __all__ = [
     "HeadStart",
@@ -58,7 +59,9 @@ def diagnose(method: Method, split: LabelSplit, stream: BatchStream | None = Non
     sizes = {"batch_size": config.batch_size, "labeled_batch_size": config.labeled_batch_size}
     stream = stream or BatchStream(split, **sizes, device=device)
     method = copy.deepcopy(method)
-    method.prepare(split.images.to(device), split.labels.to(device), 0.0)
+    check_pool(method, split.images)
+    pool = split.images.to(device) if method.looks_at_pool else split.images
+    method.prepare(pool, split.labels.to(device), 0.0)
     batch = stream.at(0)
     findings = [
         find_wrong_range(torch.cat([batch.images, batch.labeled_images])),

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from semigen_lib.checkpoint import (
     restore_optimizer,
     save_state,
 )
-from semigen_lib.data import UNLABELED, Batch, BatchStream, LabelSplit, to_float
+from semigen_lib.data import UNLABELED, Batch, BatchStream, ImageFiles, LabelSplit, to_float
 from semigen_lib.distributed import (
     average,
     average_gradients,
@@ -36,7 +36,7 @@ from semigen_lib.distributed import (
     part_of_processes,
     whole_batch,
 )
-from semigen_lib.methods.method import Method, Terms, rate_factor
+from semigen_lib.methods.method import Method, Terms, method_name, rate_factor
 from semigen_lib.runtime import (
     autocast,
     fast_bf16,
@@ -56,6 +56,7 @@ __all__ = [
     "TrainingError",
     "average_weights",
     "check_duration",
+    "check_pool",
     "measure_variety",
     "rate_factor",
     "summarise",
@@ -278,6 +279,7 @@ def train(
     states: Path | None = None,
     resume: bool = False,
     on_record: Callable[[int, Method], None] | None = None,
+    workers: int | None = None,
 ) -> History:
     """Train a method in place and leave it with its averaged weights, in evaluation mode.
 
@@ -305,6 +307,8 @@ def train(
         weights of a run that was never interrupted.
     on_record
         Called with the step and the method whose weights are the averaged ones, at each row.
+    workers
+        How many processes read the images of a split that has them in files; see ``BatchStream``.
 
     Returns
     -------
@@ -315,7 +319,8 @@ def train(
     Raises
     ------
     ValueError
-        If not exactly one of steps and minutes is given, or it is not positive.
+        If not exactly one of steps and minutes is given, or it is not positive; if the method looks
+        at its whole pool and the pool is not in memory; if a file cannot be read as an image.
     TrainingError
         If a term or a gradient becomes NaN or infinite; the message names the step, and the term
         or the player.
@@ -328,6 +333,7 @@ def train(
     Shown in: book/05_training_loop.ipynb
     """
     check_duration(steps, minutes)
+    check_pool(method, split.images)
     if record_every < 1:
         raise ValueError(f"record_every: expected at least 1, got {record_every}")
     if resume and states is None:
@@ -335,14 +341,15 @@ def train(
     seed_everything(seed)
     keep_memory()
     _arrange(method, precision)
-    run = _Run(method, split, seed, steps, minutes)
+    run = _Run(method, split, seed, steps, minutes, workers)
     if resume:
         run.restore(states)
     method.train()
     window: list[dict[str, Tensor]] = []
     saved = time.perf_counter()
     # An interruption waits until it costs nothing. Where nothing is saved, it need not.
-    with run.bar(progress) as bar, nullcontext([]) if states is None else signals_noted() as noted:
+    signals = nullcontext([]) if states is None else signals_noted()
+    with closing(run.stream), run.bar(progress) as bar, signals as noted:
         while run.done < 1:
             window.append(run.make_step(precision))
             if len(window) < record_every and run.done < 1:
@@ -381,6 +388,22 @@ def check_duration(steps: int | None, minutes: float | None) -> None:
         raise ValueError(
             "duration: expected a positive number of either steps or minutes, "
             f"got steps={steps}, minutes={minutes}"
+        )
+
+
+def check_pool(method: Method, images: Tensor | ImageFiles) -> None:
+    """Refuse images in files for a method that looks at all of its pool at once.
+
+    Raises
+    ------
+    ValueError
+        If it is refused.
+    """
+    if method.looks_at_pool and isinstance(images, ImageFiles):
+        raise ValueError(
+            "method: expected one that takes images batch by batch, such as combined or lsgan, or "
+            f"images that fit in memory, got {method_name(method)} and {len(images)} images that "
+            "stay in their files"
         )
 
 
@@ -444,6 +467,7 @@ class _Run:
         seed: int,
         steps: int | None,
         minutes: float | None,
+        workers: int | None = None,
     ) -> None:
         config = method.config
         self.device = next(method.parameters()).device
@@ -457,6 +481,7 @@ class _Run:
             seed=seed,
             device=self.device,
             part=part_of_processes(),
+            workers=workers,
         )
         self.in_steps = steps is not None
         self.limit = steps if self.in_steps else 60.0 * minutes
@@ -539,7 +564,7 @@ class _Run:
         seen = self.step // LOOK_EVERY > (self.step - len(window)) // LOOK_EVERY
         if seen and self.done >= 0.5 and self.method.draws and len(self.method.players) > 1:
             noise = rng_state()
-            images = to_float(self.stream.pool[:32])
+            images = to_float(self.stream.first_images(32))
             variety = measure_variety(self.averaged.module.eval(), images)
             set_rng_state(noise)
             if variety < VARIETY:

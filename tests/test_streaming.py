@@ -1,16 +1,19 @@
 """Images in files: the same batches as in memory, read ahead by processes that leave no trace."""
 
 import gc
+import math
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import same_weights, weights
 from PIL import Image
 
-from semigen_lib import data, sources, streaming
+from semigen_lib import data, sources, streaming, training
 from semigen_lib.data import (
     BatchStream,
     DataError,
@@ -21,11 +24,13 @@ from semigen_lib.data import (
     read_images,
     split_labels,
 )
+from semigen_lib.methods import METHODS
 from semigen_lib.runtime import rng_state
 from semigen_lib.streaming import default_workers
+from semigen_lib.training import train
 
 SIZES = {"batch_size": 6, "labeled_batch_size": 4, "seed": 3}
-START_METHODS = pytest.mark.parametrize("workers", [0, 1, 2])
+some_workers = pytest.mark.parametrize("workers", [0, 1, 2])
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +174,7 @@ def test_named_sets_do_not_stream(name) -> None:
 # ---- batches ----
 
 
-@START_METHODS
+@some_workers
 def test_batches_are_those_of_memory(splits, workers) -> None:
     inside, outside = (BatchStream(split, **SIZES, workers=workers) for split in splits)
     for step in (*range(9), 100, 101, 7, 7, 0):  # past the end of an epoch, ahead and back
@@ -213,7 +218,7 @@ def test_first_images(splits) -> None:
         assert len(stream.first_images(1000)) == 36
 
 
-@START_METHODS
+@some_workers
 def test_no_generator_is_touched(splits, workers) -> None:
     stream = BatchStream(splits[1], **SIZES, workers=workers)
     before = rng_state()
@@ -263,3 +268,91 @@ def test_default_number_of_processes(monkeypatch) -> None:
 def test_bad_numbers_of_processes(splits, workers) -> None:
     with pytest.raises(DataError, match="expected workers to be a whole number >= 0, got"):
         BatchStream(splits[1], workers=workers)
+
+
+# ---- training ----
+
+
+def trained(make_method, name: str, split: LabelSplit, **options) -> tuple[dict, dict]:
+    """History, without its clock, and weights."""
+    method = make_method(name, n_classes=2)
+    options = {"steps": 5, "record_every": 1, "progress": False} | options
+    history = dict(train(method, split, **options))
+    del history["seconds"]
+    return history, weights(method)
+
+
+def same_run(first: tuple, second: tuple) -> bool:
+    return first[0] == second[0] and same_weights(first[1], second[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_streamed_training_is_training(name, make_method, splits, tmp_path) -> None:
+    inside, outside = splits
+    if METHODS[name].looks_at_pool:
+        with pytest.raises(ValueError) as error:
+            trained(make_method, name, outside, states=tmp_path / "states")
+        assert str(error.value) == (
+            "method: expected one that takes images batch by batch, such as combined or lsgan, or "
+            f"images that fit in memory, got {name} and 36 images that stay in their files"
+        )
+        assert not (tmp_path / "states").exists()
+        return
+    workers = 1 if name == "combined" else 0
+    assert same_run(
+        trained(make_method, name, inside),
+        trained(make_method, name, outside, workers=workers),
+    )
+
+
+def test_methods_that_refuse_a_stream_are_these() -> None:
+    assert {name for name in METHODS if METHODS[name].looks_at_pool} == {"propagate", "cgan", "dpt"}
+
+
+def test_collapse_is_looked_for_in_the_same_images(make_method, splits, monkeypatch) -> None:
+    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    monkeypatch.setattr(training, "VARIETY", math.inf)
+    runs = [trained(make_method, "lsgan", split, workers=0) for split in splits]
+    assert same_run(*runs) and runs[0][0]["collapse"][3] > 0
+
+
+def test_streamed_run_resumes_bit_for_bit(make_method, splits, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", 0.0)
+
+    def stop(step: int, _: object) -> None:
+        if step == 3:
+            raise InterruptedError
+
+    straight = trained(make_method, "combined", splits[1], workers=0)
+    with pytest.raises(InterruptedError):
+        trained(make_method, "combined", splits[1], workers=1, states=tmp_path, on_record=stop)
+    assert multiprocessing.active_children() == [], "an exception ends them as well"
+    for split in splits:  # wherever the images are now
+        states = shutil.copytree(tmp_path, tmp_path.with_name(f"copy{split is splits[0]}"))
+        resumed = trained(make_method, "combined", split, workers=1, states=states, resume=True)
+        assert same_run(resumed, straight)
+
+
+@some_workers
+def test_a_file_that_is_damaged_meanwhile_is_named(folder, make_method, tmp_path, workers) -> None:
+    own = shutil.copytree(folder, tmp_path / "own")
+    split = split_labels(load_images(own, stream=True), 4, 1)
+    index = BatchStream(split, batch_size=8).at(2).index
+    (path,) = split.images[index[~torch.isin(index, split.labeled_index)][:1]].paths()
+    path.write_bytes(path.read_bytes()[:60])
+    steps = []
+    method = make_method("lsgan", n_classes=2, batch_size=8, labeled_batch_size=1)
+    with pytest.raises(DataError) as error:
+        train(
+            method,
+            split,
+            steps=5,
+            record_every=1,
+            progress=False,
+            workers=workers,
+            on_record=lambda step, _: steps.append(step),
+        )
+    assert str(error.value).startswith(f"expected readable images, got 1 other files: {path} (")
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+    assert steps == [1, 2], "what was read ahead is not an error yet"
+    assert multiprocessing.active_children() == []

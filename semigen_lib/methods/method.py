@@ -156,6 +156,7 @@ class Method(nn.Module):
     reads: ClassVar[bool] = False  # whether it can say which class an image is of
     draws: ClassVar[bool] = False  # whether it can generate images
     draws_on_request: ClassVar[bool] = False  # whether it can generate a class that is asked for
+    looks_at_pool: ClassVar[bool] = False  # whether ``prepare`` needs all images in memory
     players: ClassVar[Mapping[str, tuple[str, ...]]]  # player -> names of the networks it trains
     prefers_bf16: ClassVar[bool] = False  # measured in bf16, so its default where that is fast
 
@@ -169,12 +170,13 @@ class Method(nn.Module):
         """Get ready for the next step; called before every one.
 
         A method that looks at the whole pool, or works in stages, does it here and puts what it
-        finds into ``memory``; most only note the progress.
+        finds into ``memory``; most only note the progress. One that looks at the pool says so with
+        ``looks_at_pool``, as a pool that is not in memory is refused then.
 
         Parameters
         ----------
         pool
-            uint8 ``(N, C, H, W)``, every image it trains on.
+            uint8 ``(N, C, H, W)``, every image it trains on; ``ImageFiles`` if they are in files.
         labels
             ``(N,)``, UNLABELED but for the labelled images.
         progress

@@ -65,7 +65,7 @@ class Propagate(Method):
     """
 
     Config = PropagateConfig
-    reads = True
+    reads = looks_at_pool = True
     prefers_bf16 = True
     players = {"student": ("student",)}
 
