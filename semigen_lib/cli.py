@@ -60,7 +60,7 @@ from semigen_lib.methods.method import Method
 from semigen_lib.models import ImageShape
 from semigen_lib.runtime import PRECISIONS, pick_device, seed_everything
 from semigen_lib.samples import classification_accuracy_score, measure_samples
-from semigen_lib.training import History, check_duration, train
+from semigen_lib.training import History, check_duration, check_pool, train
 
 __all__ = [
     "build_parser",
@@ -69,6 +69,7 @@ __all__ = [
 
 
 DEFAULT_LABELS = 100
+STREAM = {"auto": None, "always": True, "never": False}  # as load_images wants it
 SHOWN_PER_CLASS = 10  # columns of samples.png
 
 
@@ -133,6 +134,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--minutes", type=float, help="how many minutes, instead of steps")
     add("--image-size", type=int, default=28, help="side in pixels, for folders (default: 28)")
     add("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (default: 1)")
+    add("--stream", choices=STREAM, default="auto", help="whether the images of a folder stay in "
+        "their files and are read while training: auto, if they would take more than a quarter "
+        "of the free memory; the run is the same either way (default: auto)")  # fmt: skip
+    add("--workers", type=int, metavar="N", help="how many processes read them; 0 for none "
+        "(default: one less than there are CPUs, from 1 to 4)")  # fmt: skip
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the "
         "method, such as latent_dim=16 or request_weight=0; repeatable")  # fmt: skip
     add_device(command)
@@ -202,7 +208,12 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
     if options.steps is None and options.minutes is None:
         options.steps = DEFAULT_STEPS
     check_duration(options.steps, options.minutes)
-    data = load_images(options.data, image_size=options.image_size, channels=options.channels)
+    data = load_images(
+        options.data,
+        image_size=options.image_size,
+        channels=options.channels,
+        stream=STREAM[options.stream],
+    )
     is_folder = data.name.startswith("folder:")
     n_labeled = options.labels
     if n_labeled is None and not is_folder:
@@ -231,6 +242,7 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
     }
     seed_everything(options.seed)
     method = method_from(config).to(device)
+    check_pool(method, split.images)
     has_state = any((out / "states").glob("step-*.json"))
     if options.resume:
         check_same(read_json(out / "config.json"), config)
@@ -251,6 +263,7 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
             progress=not options.quiet,
             states=out / "states",
             resume=has_state,
+            workers=options.workers,
         )
         if is_first():
             write_results(out, config, method, history, test_images)

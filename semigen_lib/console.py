@@ -83,6 +83,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         where = error.filename or "input or output"
         return f"{where}: expected to read or write it, got {error.strerror or sentence}"
+    if sentence.startswith("DataLoader worker"):
+        return f"workers: expected the processes that read images to go on, got {sentence}"
     if is_out_of_memory(error) or "memory" in sentence:
         return f"memory: expected enough for this size of images, batch and method, got {sentence}"
     if "gloo" in sentence or "NCCL" in sentence:

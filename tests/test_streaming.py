@@ -5,6 +5,10 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,9 @@ from conftest import same_weights, weights
 from PIL import Image
 
 from semigen_lib import data, sources, streaming, training
+from semigen_lib.checkpoint import read_json
+from semigen_lib.cli import main
+from semigen_lib.console import explain
 from semigen_lib.data import (
     BatchStream,
     DataError,
@@ -356,3 +363,83 @@ def test_a_file_that_is_damaged_meanwhile_is_named(folder, make_method, tmp_path
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
     assert steps == [1, 2], "what was read ahead is not an error yet"
     assert multiprocessing.active_children() == []
+
+
+# ---- the command line ----
+
+
+def semigen_train(folder: Path, out: Path, *more: str) -> int:
+    small = ["--steps", "4", "--set", "width=8", "--set", "batch_size=8", "--quiet"]
+    return main(["train", "--data", str(folder), "--out", str(out), *small, *more])
+
+
+def test_the_command_streams_and_says_so_in_one_line(folder, tmp_path, capsys) -> None:
+    said = []
+    for stream in ("never", "always"):
+        assert semigen_train(folder, tmp_path / stream, "--stream", stream) == 0
+        said.append(capsys.readouterr().err.splitlines())
+    assert set(said[1]) - set(said[0]) == {
+        f"semigen: {folder}: 40 training images stay in their files, 0.0 MB of pixels, with "
+        f"{said[1][-1].split(' with ')[1].split(' MB')[0]} MB of memory free; they are read while "
+        "training."
+    }
+    never, always = (
+        read_json(tmp_path / stream / "metrics.json") for stream in ("never", "always")
+    )
+    assert never["sha256"] == always["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--method", "cgan"], "got cgan and 40 images that stay in their files"),
+        (["--workers", "-1"], "expected workers to be a whole number >= 0, got -1"),
+        (["--data", "mnist"], "expected a folder of images to stream, got 'mnist'"),
+    ],
+)
+def test_refused_before_anything_is_written(folder, tmp_path, capsys, arguments, text) -> None:
+    assert semigen_train(folder, tmp_path / "run", "--stream", "always", *arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert text in line and not (tmp_path / "run").exists()
+
+
+def test_a_damaged_file_is_one_line(folder, tmp_path, capsys) -> None:
+    own = shutil.copytree(folder, tmp_path / "own")
+    (own / "unlabeled" / "3.png").write_bytes(b"not an image")
+    arguments = ("--stream", "always", "--workers", "1", "--steps", "9")
+    assert semigen_train(own, tmp_path / "run", *arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"got 1 other files: {own / 'unlabeled' / '3.png'} (not an image)")
+
+
+def test_a_killed_process_is_one_line(splits) -> None:
+    stream = BatchStream(splits[1], **SIZES, workers=1)
+    stream.at(0)
+    (child,) = multiprocessing.active_children()
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError) as error:
+        for step in range(1, 100):
+            stream.at(step)
+    assert "workers: expected the processes that read images to go on" in explain(error.value)
+    stream.close()
+
+
+def test_a_stop_for_all_processes_of_a_run_loses_nothing(folder, tmp_path) -> None:
+    """``timeout`` and a terminal signal the whole group, readers included."""
+    out, more = tmp_path / "run", ["--stream", "always", "--workers", "2", "--quiet"]
+    line = [sys.executable, "-m", "semigen_lib", "train", "--data", str(folder), "--out", str(out)]
+    # More steps than a test can wait for.
+    run = subprocess.Popen(
+        [*line, *more, "--steps", "1000000", "--set", "width=8"],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    readers = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    while run.poll() is None and len(readers.read_text().split()) < 2:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(run.pid, signal.SIGTERM)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 143 and said.splitlines()[-1] == "semigen: terminated"
+    assert any((out / "states").glob("step-*.json")) and "leaked" not in said
