@@ -23,6 +23,7 @@ from semigen_lib.grading.sandbox import (
     read_output,
 )
 
+pytestmark = pytest.mark.slow
 fault = pytest.mark.fault("containment")
 LIMITS = Limits(
     wall_seconds=240.0,
