@@ -138,7 +138,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "their files and are read while training: auto, if they would take more than a quarter "
         "of the free memory; the run is the same either way (default: auto)")  # fmt: skip
     add("--workers", type=int, metavar="N", help="how many processes read them; 0 for none "
-        "(default: one less than there are CPUs, from 1 to 4)")  # fmt: skip
+        "(default: as many as there are CPUs, up to 4)")  # fmt: skip
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the "
         "method, such as latent_dim=16 or request_weight=0; repeatable")  # fmt: skip
     add_device(command)

@@ -298,8 +298,8 @@ class BatchStream:
         Which of how many processes this is: number r of K gets rows r, r + K, r + 2K, ... of every
         batch, and a labelled batch that K does not divide whole.
     workers : int, optional
-        How many processes read files ahead of the steps; None is one less than there are CPUs,
-        between 1 and 4. With 0 each batch is read when it is asked for.
+        How many processes read files ahead of the steps; None is as many as there are CPUs, up to
+        4. With 0 each batch is read when it is asked for.
 
     Attributes
     ----------

@@ -25,13 +25,15 @@ __all__ = [
 
 
 def default_workers() -> int:
-    """Return how many processes read images if nobody says: one less than there are CPUs, up to 4.
+    """Return how many processes read images if nobody says: as many as there are CPUs, up to 4.
 
-    None in a process that may not start any, such as a worker of a Dask cluster.
+    On two CPUs, two read 3,900 images of 28 x 28 a second, one 2,500, and a training was faster
+    with two as well. There are none in a process that may not start any, such as a worker of a
+    Dask cluster.
     """
     if multiprocessing.current_process().daemon:
         return 0
-    return min(4, max(1, len(os.sched_getaffinity(0)) - 1))
+    return min(4, len(os.sched_getaffinity(0)))
 
 
 class StepLoader:
