@@ -48,6 +48,7 @@ from semigen_lib.data import (
     UNLABELED,
     ImageData,
     ImageSet,
+    LabelSplit,
     list_folder,
     load_images,
     read_images,
@@ -214,9 +215,8 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
         channels=options.channels,
         stream=STREAM[options.stream],
     )
-    is_folder = data.name.startswith("folder:")
     n_labeled = options.labels
-    if n_labeled is None and not is_folder:
+    if n_labeled is None and not data.name.startswith("folder:"):
         n_labeled = DEFAULT_LABELS
     label_seed = options.seed if options.label_seed is None else options.label_seed
     split = split_labels(data, n_labeled, label_seed)
@@ -224,22 +224,7 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
     if options.method == "best":
         options.method = best_method(split.n_labeled)
         remark(f"best with {split.n_labeled} labels: {options.method}")
-    config = {
-        "schema": SCHEMA,
-        "version": __version__,
-        "method": options.method,
-        "settings": parse_settings(options.set),
-        # A folder as an absolute path, so that it is found again from elsewhere.
-        "data": str(Path(options.data).resolve()) if is_folder else options.data,
-        "image_shape": list(split.image_shape),
-        "class_names": list(split.class_names),
-        "n_labeled": split.n_labeled,
-        "seed": options.seed,
-        "label_seed": label_seed,
-        "steps": options.steps,
-        "minutes": options.minutes,
-        "precision": options.precision,
-    }
+    config = config_of(options, split, label_seed)
     seed_everything(options.seed)
     method = method_from(config).to(device)
     check_pool(method, split.images)
@@ -267,6 +252,27 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
         )
         if is_first():
             write_results(out, config, method, history, test_images)
+
+
+def config_of(options: argparse.Namespace, split: LabelSplit, label_seed: int) -> dict:
+    """Return every choice that leads to a run; how its images are kept is none of them."""
+    is_folder = split.name.startswith("folder:")
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "method": options.method,
+        "settings": parse_settings(options.set),
+        # A folder as an absolute path, so that it is found again from elsewhere.
+        "data": str(Path(options.data).resolve()) if is_folder else options.data,
+        "image_shape": list(split.image_shape),
+        "class_names": list(split.class_names),
+        "n_labeled": split.n_labeled,
+        "seed": options.seed,
+        "label_seed": label_seed,
+        "steps": options.steps,
+        "minutes": options.minutes,
+        "precision": options.precision,
+    }
 
 
 @contextmanager
