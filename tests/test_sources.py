@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -645,6 +646,18 @@ def test_order_is_natural(tmp_path) -> None:
         (tmp_path / name).touch()
     found = [path.name for path in list_folder(tmp_path)]
     assert found == ["2.png", "10.png", "A3.png", "a1.png", "a02.png", "a2.png", "a10.png", "b.png"]
+
+
+@UNHURRIED
+@given(
+    st.lists(st.text(st.sampled_from("0123a\x01\x02.\u0663"), min_size=1, max_size=8), unique=True)
+)
+def test_order_is_that_of_words_and_numbers(names) -> None:
+    def words(name: str) -> tuple:
+        parts = re.split(r"([0-9]+)", name)
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
+
+    assert sorted(names, key=sources._natural_key) == sorted(names, key=words)
 
 
 def test_fit_agrees_with_pillow() -> None:

@@ -331,9 +331,9 @@ def test_streamed_run_resumes_bit_for_bit(make_method, splits, tmp_path, monkeyp
             raise InterruptedError
 
     straight = trained(make_method, "combined", splits[1], workers=0)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(InterruptedError) as kept:  # and with it, all that the run refers to
         trained(make_method, "combined", splits[1], workers=1, states=tmp_path, on_record=stop)
-    assert multiprocessing.active_children() == [], "an exception ends them as well"
+    assert multiprocessing.active_children() == [] and kept, "an exception ends them as well"
     for split in splits:  # wherever the images are now
         states = shutil.copytree(tmp_path, tmp_path.with_name(f"copy{split is splits[0]}"))
         resumed = trained(make_method, "combined", split, workers=1, states=states, resume=True)
