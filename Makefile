@@ -1,6 +1,7 @@
 # Few Labels, Many Images. `make` alone lists the targets.
 PYTHON ?= python3
 CHAPTER ?=
+PEER ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -8,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 LONG := slow or fault
 
 .DEFAULT_GOAL := help
-.PHONY: help book test slow lab execute clean
+.PHONY: help book test slow lab execute bench clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -31,6 +32,11 @@ lab: $(READY) ## open the chapters in JupyterLab
 
 execute: $(READY) ## run the chapters in place and renew their outputs (CHAPTER=03 for one)
 	@$(BIN)/python book/tools/notebooks.py execute $(CHAPTER)
+
+bench: $(READY) ## measure how fast training is, and renew book/speed.md (PEER=checkout to race)
+	@$(BIN)/python book/tools/bench.py $(if $(PEER),--peer $(PEER))
+	@$(BIN)/python book/tools/speed_page.py
+	@$(BIN)/python book/tools/scaling_page.py
 
 clean: ## remove what make made: the environment, the built book, caches
 	@rm -rf $(VENV) _build build semigen_lib.egg-info .pytest_cache .ruff_cache .hypothesis .coverage

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from semigen_lib.runtime import fast_bf16, keep_memory
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results" / "bench.json"
 CONTESTANTS = Path(__file__).with_name("contestants.py")
-ROUNDS, SECONDS = 7, 3.0  # turns of each contestant, and how long one is
+ROUNDS, SECONDS = 5, 2.0  # turns of each contestant, and how long one is
 FIRST_STEP_SECONDS = 120.0  # a contestant that has not made a step by then has failed
 
 
@@ -82,7 +82,7 @@ class Runner:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            start_new_session=True,  # so that its workers are stopped with it
+            start_new_session=True,  # by which its readers are found
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -112,11 +112,17 @@ class Runner:
             time.sleep(0.01)
 
     def pause(self) -> None:
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to the process and its readers."""
+        for pid in session_of(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def turn(self, seconds: float) -> float:
         """Let it run that long and return images a second; a turn begins and ends with a row."""
-        os.killpg(self.process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         began, before = self._next_row(), self.steps
         ended = began
         while ended - began < seconds:
@@ -136,27 +142,29 @@ class Runner:
         return time.perf_counter()
 
     def peak_memory(self) -> float:
-        """Return the most memory it and its workers had, in MB; shared pages count once each."""
-        return sum(peak_of(pid) for pid in session_of(self.process.pid))
+        """Return the most memory it had, and what its readers have for themselves, in MB."""
+        leader = self.process.pid
+        readers = [pid for pid in session_of(leader) if pid != leader]
+        return memory(leader, "status", "VmHWM") + sum(
+            memory(pid, "smaps_rollup", kind)
+            for pid in readers
+            for kind in ("Private_Clean", "Private_Dirty")
+        )
 
     def stop(self) -> None:
-        for number in (signal.SIGKILL, signal.SIGCONT):
-            with_group = self.process.poll() is None or session_of(self.process.pid)
-            if with_group:
-                os.killpg(self.process.pid, number)
+        self._signal(signal.SIGKILL)
         self.process.wait()
         self._reader.join(timeout=5)
         self._errors.close()
 
 
-def peak_of(pid: int) -> float:
-    """Return the most memory of its own a process had, in MB."""
+def memory(pid: int, file: str, field: str) -> float:
+    """Return a field of a file of /proc in MB, 0 for a process that is gone."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+        text = Path(f"/proc/{pid}/{file}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE))
-    return int(fields.get("VmHWM", 0)) / 1024
+    return sum(int(kb) for kb in re.findall(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)) / 1024
 
 
 def session_of(leader: int) -> list[int]:

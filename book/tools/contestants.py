@@ -198,6 +198,7 @@ def run_ours(method: Method, split: LabelSplit, options: argparse.Namespace) -> 
         steps=FOREVER,
         precision=options.precision,
         record_every=options.record_every,
+        workers=options.workers,
         progress=False,
         on_record=lambda step, _: say("step", step),
     )
