@@ -158,7 +158,7 @@ class Method(nn.Module):
     draws_on_request: ClassVar[bool] = False  # whether it can generate a class that is asked for
     looks_at_pool: ClassVar[bool] = False  # whether ``prepare`` needs all images in memory
     players: ClassVar[Mapping[str, tuple[str, ...]]]  # player -> names of the networks it trains
-    prefers_bf16: ClassVar[bool] = False  # measured in bf16, so its default where that is fast
+    prefers_bf16: ClassVar[bool] = False  # it loses nothing by it: the default where it is fast
 
     def __init__(self, config: MethodConfig, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__()
