@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results" / "bench.json"
 CONTESTANTS = Path(__file__).with_name("contestants.py")
 ROUNDS, SECONDS = 5, 2.0  # turns of each contestant, and how long one is
-FIRST_STEP_SECONDS = 120.0  # a contestant that has not made a step by then has failed
+LONGEST_STEP = 120.0  # seconds; a contestant that is silent for so long has failed
 
 
 class BenchError(RuntimeError):
@@ -72,6 +72,7 @@ class Runner:
 
     def __init__(self, contestant: Contestant) -> None:
         self.contestant, self.steps, self.flops, self.first_step = contestant, 0, None, None
+        self._changed, self._ended = threading.Condition(), False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
         self.started = time.perf_counter()
@@ -89,27 +90,34 @@ class Runner:
 
     def _read(self) -> None:
         for line in self.process.stdout:
-            if self.contestant.counts_lines:
-                self.steps += bool(re.search(self.contestant.counts_lines, line))
-            elif line.startswith("step "):
-                self.steps = int(line.split()[1])
-            elif line.startswith("flops "):
-                self.flops = int(line.split()[1])
-            if self.steps and self.first_step is None:
-                self.first_step = time.perf_counter() - self.started
+            with self._changed:
+                if self.contestant.counts_lines:
+                    self.steps += bool(re.search(self.contestant.counts_lines, line))
+                elif line.startswith("step "):
+                    self.steps = int(line.split()[1])
+                elif line.startswith("flops "):
+                    self.flops = int(line.split()[1])
+                if self.steps and self.first_step is None:
+                    self.first_step = time.perf_counter() - self.started
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
     def wait_for_first_step(self) -> None:
-        while self.first_step is None:
-            if self.process.poll() is not None or (
-                time.perf_counter() - self.started > FIRST_STEP_SECONDS
-            ):
-                self._errors.seek(0)
-                said = self._errors.read().decode(errors="replace").strip().splitlines()
-                raise BenchError(
-                    f"{self.contestant.name}: expected a training step within "
-                    f"{FIRST_STEP_SECONDS:.0f} s, got {said[-1] if said else 'nothing'}"
-                )
-            time.sleep(0.01)
+        if not self._wait_beyond(0):
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise BenchError(
+                f"{self.contestant.name}: expected a training step within {LONGEST_STEP:.0f} s, "
+                f"got {said[-1] if said else 'nothing'}"
+            )
+
+    def _wait_beyond(self, steps: int) -> bool:
+        """Sleep until more steps are done (who looks again and again takes time from who runs)."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self.steps > steps, LONGEST_STEP)
+            return self.steps > steps
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -132,13 +140,8 @@ class Runner:
         return rate
 
     def _next_row(self) -> float:
-        known, waited = self.steps, time.perf_counter()
-        while self.steps == known:
-            if self.process.poll() is not None or (
-                time.perf_counter() - waited > FIRST_STEP_SECONDS
-            ):
-                raise BenchError(f"{self.contestant.name}: expected further steps, got none")
-            time.sleep(0.001)
+        if not self._wait_beyond(self.steps):
+            raise BenchError(f"{self.contestant.name}: expected further steps, got none")
         return time.perf_counter()
 
     def peak_memory(self) -> float:
