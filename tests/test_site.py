@@ -367,6 +367,11 @@ def test_page_on_a_phone(page: str, theme: str, browser: Browser, address: str) 
         ".map(e => e.tagName + '.' + e.className)"
     )
     assert width <= PHONE_WIDTH, f"{width} px wide on a phone of {PHONE_WIDTH}: {culprits}"
+    cut = browser.ask(
+        "return [...document.querySelectorAll('mjx-container[display=\"true\"]')]"
+        ".filter(e => e.getBoundingClientRect().left < 0).length"
+    )
+    assert not cut, f"{cut} formulas begin left of the page, where nobody can scroll"
 
 
 def test_search_finds_a_chapter(browser: Browser, address: str) -> None:
