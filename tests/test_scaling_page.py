@@ -142,7 +142,15 @@ def test_terms_are_found_again() -> None:
     assert found == replace(TRUE, **{name: pytest.approx(vars(TRUE)[name]) for name in FITTED})
     assert "| **all** | 12 | **0 %** | **0 %** |" in page.render(figures)
     figures["growth"][page.WORKERS][0]["images_per_second"]["median"] *= 2
-    assert "| **all** | 12 | **0 %** | **0 %** |" not in page.render(figures)
+    text = page.render(figures)
+    assert "| **all** | 12 | **0 %** | **0 %** |" not in text
+    assert "| workers that read files | 3 | 0 % |" not in text
+
+
+def test_mnist_is_in_memory_beside_the_pool_that_is_made_of_it() -> None:
+    found = {(row.kind, row.count): row.held for row in page.measured(small_figures())}
+    assert found[page.MEMORY, 1000] == 61_000
+    assert found[page.SIDE, 60_000] == 60_000 and found[page.FILES, 1000] == 0
 
 
 def test_a_term_is_never_negative() -> None:
@@ -150,6 +158,16 @@ def test_a_term_is_never_negative() -> None:
     assert page.fit(columns, [1, 3, 5])[0] == 0
     falling = (1 / 3 + 1 / 2 + 1) / (1 / 9 + 1 / 4 + 1)  # the constant of least relative squares
     assert page.fit(columns, [3, 2, 1]) == pytest.approx([falling, 0])
+
+
+def test_rates_that_no_arithmetic_explains_are_refused() -> None:
+    figures = small_figures()
+    for kind in figures["growth"].values():
+        for each in kind:
+            each["images_per_second"]["median"] = each["batch_size"] ** 2  # more work in less time
+            each["flops_per_image"] = each["flops_per_image"] and 1e6
+    with pytest.raises(page.ScalingError, match="expected larger images to take longer, got no"):
+        page.fit_model(figures)
 
 
 def test_operations_of_larger_images_follow_the_pixels() -> None:
@@ -167,10 +185,21 @@ def test_more_workers_are_never_slower() -> None:
             assert times == sorted(times, reverse=True) and times[0] > times[1]
 
 
+def test_here_parts_add_up_and_beside_a_gpu_the_slowest_counts() -> None:
+    total, parts = page.step_seconds(TRUE, HERE, 28, streams=True)
+    assert total == pytest.approx(4e-3 + 64 * (10e6 / 20e9 + 2e-4 / 2))
+    assert sum(parts.values()) == total
+    assert page.step_seconds(TRUE, GPU, 28, streams=True)[0] == GPU.launch
+    slow = replace(GPU, readers=1)
+    assert page.step_seconds(TRUE, slow, 128, streams=True)[0] == pytest.approx(
+        256 * (2e-4 + (128**2 - 28**2) / 50e6)
+    )
+
+
 def test_more_gpus_are_never_slower_but_for_the_exchange() -> None:
     for side in page.SIDES:
         seconds = [page.epoch(TRUE, replace(GPU, gpus=k), 10**9, side).seconds for k in (1, 8, 999)]
-        assert seconds == sorted(seconds, reverse=True)
+        assert seconds[0] > 7 * seconds[1] > 7 * 100 * seconds[2]
     one_step = [page.epoch(TRUE, replace(GPU, gpus=k, launch=0), 1, 28) for k in (1, 8)]
     late = page.exchange_seconds(page.n_weights(28), 8)
     assert one_step[1].seconds - one_step[0].seconds == pytest.approx(late)
