@@ -15,8 +15,11 @@ Importing the package imports none of them, so ``import semigen_lib`` costs noth
 
 import os
 
-# Threads that wait for each other must sleep, not spin: with one busy neighbour on two cores,
-# spinning made a training step eight times slower. OpenMP reads this when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads that wait for each other must not spin for long: with busy neighbours on two cores, that
+# made a training step eight times slower. To sleep at once costs too: waking up is as long as a
+# small operation. OpenMP reads this when torch is first imported; GNU's spins so many times.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"

@@ -143,7 +143,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the "
         "method, such as latent_dim=16 or request_weight=0; repeatable")  # fmt: skip
     add_device(command)
-    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where it is fast and checked")
+    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where fast and checked")
     add("--out", type=Path, required=True, metavar="RUN", help="a new folder for the run")
     add("--resume", action="store_true", help="go on with an interrupted run in RUN; the other "
         "options must be as they were")  # fmt: skip

@@ -65,7 +65,7 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting that all "
         "these methods have; repeatable")  # fmt: skip
     add_device(command)
-    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where it is fast and checked")
+    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where fast and checked")
     add("--jobs", type=int, default=2, help="how many cells at a time (default: 2)")
     add("--threads", type=int, default=1, help="threads a cell (default: 1)")
     add("--scheduler", metavar="ADDRESS", help="run on the workers of a Dask cluster instead, such "

@@ -3,6 +3,7 @@
 import ast
 import functools
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -177,11 +178,17 @@ def test_imports_cost_only_what_they_must(statement, absent) -> None:
     assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stderr
 
 
-def test_waiting_threads_sleep() -> None:
+@pytest.mark.parametrize(("policy", "wanted"), [(None, "passive 10000"), ("active", "active None")])
+def test_waiting_threads_sleep_soon_unless_somebody_says_otherwise(policy, wanted) -> None:
     """Spinning made a training step eight times slower beside one busy neighbour."""
-    code = "import os, semigen_lib; print(os.environ['OMP_WAIT_POLICY'])"
+    get = "os.environ.get"
+    code = f"import os, semigen_lib; print({get}('OMP_WAIT_POLICY'), {get}('GOMP_SPINCOUNT'))"
     line = [sys.executable, "-c", code]
-    assert subprocess.run(line, capture_output=True, text=True, cwd=ROOT).stdout == "passive\n"
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    environment |= {"OMP_WAIT_POLICY": policy} if policy else {}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout.strip() == wanted
 
 
 # ---- what nobody does ----

@@ -59,12 +59,14 @@ class Contestant:
     batch_size: int = 64
     folder: Path = ROOT
     counts_lines: str = ""
+    threads_spin: bool = False  # while they wait, as they do where nobody imports our package
 
 
 def ours(name: str, *arguments: str, batch_size: int = 64) -> Contestant:
     """Return a contestant of ``contestants.py``."""
     sizes = ("--batch-size", str(batch_size))
-    return Contestant(name, (sys.executable, str(CONTESTANTS), *arguments, *sizes), batch_size)
+    command = (sys.executable, str(CONTESTANTS), *arguments, *sizes)
+    return Contestant(name, command, batch_size, threads_spin="plain" in arguments)
 
 
 class Runner:
@@ -75,6 +77,9 @@ class Runner:
         self._changed, self._ended = threading.Condition(), False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+        if contestant.threads_spin:
+            for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+                environment.pop(name, None)
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             contestant.command,
@@ -261,7 +266,8 @@ def peer_script(peer: Path, name: str) -> Contestant:
     if not (folder / f"{name}.py").is_file():
         raise BenchError(f"PEER: expected a checkout of PyTorch-GAN, got no {folder / name}.py")
     command = (sys.executable, "-W", "ignore", f"{name}.py")
-    return Contestant("PyTorch-GAN's script", command, 64, folder, r"\[Batch \d+/\d+\]")
+    pattern = r"\[Batch \d+/\d+\]"
+    return Contestant("PyTorch-GAN's script", command, 64, folder, pattern, threads_spin=True)
 
 
 def growth(folders: Mapping[int, Path]) -> dict[str, list[Contestant]]:
