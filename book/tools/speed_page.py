@@ -99,8 +99,10 @@ def goals(figures: Mapping) -> list[tuple[str, str, str, bool | None]]:
         value = share_of_peak(article[name], machine) if name in article else None
         at_least(what + " (%)", GOALS["share"], value, "", 100)
     for contest in SMALL:
-        what = f"fp32, against a plain loop, `{contest.split()[0]}` of the library"
-        at_least(what, GOALS["small"], times(contests.get(contest, []), FP32, PLAIN), "×")
+        for name in (FP32, BF16):
+            precision, network = name.removeprefix("ours, "), contest.split()[0]
+            what = f"{precision}, against a plain loop, `{network}` of the library"
+            at_least(what, GOALS["small"], times(contests.get(contest, []), name, PLAIN), "×")
     seconds = figures["imports"]["library"]
     found.append(
         ("seconds that the library's imports add to PyTorch's", f"≤ {GOALS['import']:g}",
