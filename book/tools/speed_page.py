@@ -357,7 +357,7 @@ def draw(figures: Mapping, folder: Path) -> None:
     plt.close(figure)
 
     growths = figures["growth"]
-    figure, grid = plt.subplots(1, len(growths), figsize=(9.5, 2.6), layout="constrained")
+    figure, grid = plt.subplots(1, len(growths), figsize=(9.5, 2.7), layout="constrained")
     for axes, (name, rows) in zip(grid, growths.items(), strict=True):
         places = [int(row["name"]) for row in rows]
         rates = [row["images_per_second"] for row in rows]
@@ -372,8 +372,8 @@ def draw(figures: Mapping, folder: Path) -> None:
             axes.minorticks_off()
         if max(places) < 1000:
             axes.set_xticks(places, [str(p) for p in places])
-        axes.set_ylim(0, None)
-        axes.set_title(name, fontsize=9)
+        axes.set_ylim(0, 1.1 * max(rate["high"] for rate in rates))
+        axes.set_title(name.replace(" that ", " that\n"), fontsize=9)
         axes.tick_params(labelsize=8)
     grid[0].set_ylabel("images/s")
     figure.savefig(folder / "speed_growth.png", dpi=100)
