@@ -85,7 +85,12 @@ def goals(figures: Mapping) -> list[tuple[str, str, str, bool | None]]:
             "not measured" if value is None else f"{unit}{scale * value:.{2 if scale == 1 else 0}f}"
         )
         found.append(
-            (what, f"≥ {unit}{scale * goal:g}", shown, None if value is None else value >= goal)
+            (
+                what,
+                f"≥\N{NO-BREAK SPACE}{unit}{scale * goal:g}",
+                shown,
+                None if value is None else value >= goal,
+            )
         )
 
     for script in ("lsgan", "sgan"):
@@ -105,18 +110,18 @@ def goals(figures: Mapping) -> list[tuple[str, str, str, bool | None]]:
             at_least(what, GOALS["small"], times(contests.get(contest, []), name, PLAIN), "×")
     seconds = figures["imports"]["library"]
     found.append(
-        ("seconds that the library's imports add to PyTorch's", f"≤ {GOALS['import']:g}",
+        ("seconds that the library's imports add to PyTorch's", f"≤\N{NO-BREAK SPACE}{GOALS['import']:g}",
          f"{seconds:.2f}", seconds <= GOALS["import"])
     )  # fmt: skip
     seconds = statistics.median(figures["first_step_seconds"])
     found.append(
         ("seconds from the start of a process to its first step on MNIST",
-         f"≤ {GOALS['first_step']:g}", f"{seconds:.1f}", seconds <= GOALS["first_step"])
+         f"≤\N{NO-BREAK SPACE}{GOALS['first_step']:g}", f"{seconds:.1f}", seconds <= GOALS["first_step"])
     )  # fmt: skip
     mine = [r for c in (*SMALL, "combined of the library") for r in contests.get(c, [])]
     memory = max((r["peak_memory_mb"] for r in mine if r["name"] != PLAIN), default=None)
     found.append(
-        ("most memory, MB, training `lsgan`, `autoencoder`, `combined`", f"≤ {GOALS['memory']}",
+        ("most memory, MB, training `lsgan`, `autoencoder`, `combined`", f"≤\N{NO-BREAK SPACE}{GOALS['memory']}",
          "not measured" if memory is None else str(memory),
          None if memory is None else memory <= GOALS["memory"])
     )  # fmt: skip
