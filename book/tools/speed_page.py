@@ -25,6 +25,7 @@ PAGE = BOOK / "speed.md"
 PEER_SCRIPT, PLAIN, FP32, BF16 = "PyTorch-GAN's script", "plain loop", "ours, fp32", "ours, bf16"
 SMALL = ("lsgan of the library", "autoencoder of the library")
 ARTICLE, PARTS = "the article's networks", "what each part is worth"
+AT_LEAST, AT_MOST = "≥\N{NO-BREAK SPACE}", "≤\N{NO-BREAK SPACE}"
 GOALS = {  # what the project set itself before it measured
     "peer_fp32": 3.0,
     "peer_bf16": 4.0,
@@ -87,7 +88,7 @@ def goals(figures: Mapping) -> list[tuple[str, str, str, bool | None]]:
         found.append(
             (
                 what,
-                f"≥\N{NO-BREAK SPACE}{unit}{scale * goal:g}",
+                f"{AT_LEAST}{unit}{scale * goal:g}",
                 shown,
                 None if value is None else value >= goal,
             )
@@ -110,19 +111,19 @@ def goals(figures: Mapping) -> list[tuple[str, str, str, bool | None]]:
             at_least(what, GOALS["small"], times(contests.get(contest, []), name, PLAIN), "×")
     seconds = figures["imports"]["library"]
     found.append(
-        ("seconds that the library's imports add to PyTorch's", f"≤\N{NO-BREAK SPACE}{GOALS['import']:g}",
+        ("seconds that the library's imports add to PyTorch's", f"{AT_MOST}{GOALS['import']:g}",
          f"{seconds:.2f}", seconds <= GOALS["import"])
     )  # fmt: skip
     seconds = statistics.median(figures["first_step_seconds"])
     found.append(
         ("seconds from the start of a process to its first step on MNIST",
-         f"≤\N{NO-BREAK SPACE}{GOALS['first_step']:g}", f"{seconds:.1f}", seconds <= GOALS["first_step"])
+         f"{AT_MOST}{GOALS['first_step']:g}", f"{seconds:.1f}", seconds <= GOALS["first_step"])
     )  # fmt: skip
     mine = [r for c in (*SMALL, "combined of the library") for r in contests.get(c, [])]
     memory = max((r["peak_memory_mb"] for r in mine if r["name"] != PLAIN), default=None)
     found.append(
-        ("most memory, MB, training `lsgan`, `autoencoder`, `combined`", f"≤\N{NO-BREAK SPACE}{GOALS['memory']}",
-         "not measured" if memory is None else str(memory),
+        ("most memory, MB, training `lsgan`, `autoencoder`, `combined`",
+         f"{AT_MOST}{GOALS['memory']}", "not measured" if memory is None else str(memory),
          None if memory is None else memory <= GOALS["memory"])
     )  # fmt: skip
     for kind in ("images in memory", "images in files"):
