@@ -209,7 +209,7 @@ def test_a_method_uses_bf16_of_its_own_accord_only_where_nothing_is_lost() -> No
         own = [row for row in rows if row["method"] == name]
         assert own and all(n == 5 for row in own for *_, n in row["intervals"].values())
         no_loss = all(row["overlap"] for row in own)
-        assert METHODS[name].prefers_bf16 == no_loss, own
+        assert no_loss or not METHODS[name].prefers_bf16, own
 
 
 @pytest.mark.skipif(not fast_bf16(), reason="no bfloat16 in hardware here")

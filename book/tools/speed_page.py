@@ -291,7 +291,8 @@ settled before, by speed; the table could only forbid it.
 {precision_table(precision)}
 
 `--precision fp32` and `--precision bf16` insist on either. Sums, losses and weights are float32
-in both.
+in both. Of these two methods neither uses it unasked: where other programs want the same cores,
+gradients in bfloat16 can wait much longer for their threads than those in float32.
 
 ## How it grows
 

@@ -58,7 +58,6 @@ class Combined(Method):
 
     Config = CombinedConfig
     reads = draws = draws_on_request = True
-    prefers_bf16 = True
     players = {"encoder": ("encoder",), "decoder": ("decoder",)}
 
     def __init__(self, config: CombinedConfig, image_shape: ImageShape, n_classes: int) -> None:

@@ -39,7 +39,6 @@ class Lsgan(Method):
 
     Config = LsganConfig
     draws = True
-    prefers_bf16 = True
     players = {"discriminator": ("discriminator",), "generator": ("generator",)}
 
     def __init__(self, config: LsganConfig, image_shape: ImageShape, n_classes: int) -> None:
