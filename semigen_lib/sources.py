@@ -642,8 +642,9 @@ def available_memory() -> int:
 
     Shown in: book/running.md
     """
-    page = os.sysconf("SC_PAGE_SIZE")
-    bounds = [page * os.sysconf("SC_PHYS_PAGES")]
+    bounds = [sys.maxsize]  # of a system that does not say
+    with contextlib.suppress(AttributeError, ValueError):
+        bounds.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with contextlib.suppress(OSError, TypeError):  # Linux has it
         free = re.search(r"MemAvailable: +([0-9]+) kB", Path("/proc/meminfo").read_text())
         bounds.append(1024 * int(free[1]))

@@ -27,13 +27,14 @@ __all__ = [
 def default_workers() -> int:
     """Return how many processes read images if nobody says: as many as there are CPUs, up to 4.
 
-    On two CPUs, two read 3,900 images of 28 x 28 a second, one 2,500, and a training was faster
-    with two as well. There are none in a process that may not start any, such as a worker of a
-    Dask cluster.
+    ``book/speed.md`` compares numbers of them. There are none in a process that may not start any,
+    such as a worker of a Dask cluster.
     """
     if multiprocessing.current_process().daemon:
         return 0
-    return min(4, len(os.sched_getaffinity(0)))
+    # Not every system can say how many of its CPUs are for this process.
+    can_say = hasattr(os, "sched_getaffinity")
+    return min(4, len(os.sched_getaffinity(0)) if can_say else os.cpu_count() or 1)
 
 
 class StepLoader:

@@ -8,9 +8,7 @@ origin.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pages import make_page
 
 from semigen_lib.methods import build_method
 from semigen_lib.sources import MEMORY_SHARE
@@ -652,25 +651,8 @@ def draw(figures: Mapping, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say whether the page is right")
-    options = parser.parse_args(arguments)
-    bench = RESULTS / "bench.json"
-    if not bench.exists():
-        parser.exit(1, f"scaling_page: expected {bench}, got no such file (make bench)\n")
-    figures = json.loads(bench.read_text())
-    try:
-        page = render(figures)
-    except ScalingError as error:
-        parser.exit(1, f"scaling_page: {error}\n")
-    if options.check:
-        same = PAGE.exists() and PAGE.read_text() == page
-        if not same:
-            sys.stderr.write(f"{PAGE}: expected the page of today's figures, got another\n")
-        return int(not same)
-    PAGE.write_text(page)
-    draw(figures, RESULTS)
-    return 0
+    summary = __doc__.splitlines()[0]
+    return make_page(summary, RESULTS, PAGE, render, draw, arguments)
 
 
 if __name__ == "__main__":

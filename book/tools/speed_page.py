@@ -7,8 +7,6 @@ the goals of the project stand in ``GOALS``, and everything else comes from ``bo
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from compare_combined import read_rows
 from compare_precision import MEASURES
+from pages import make_page
 
 from semigen_lib.evaluation import mean_interval
 
@@ -291,8 +290,8 @@ settled before, by speed; the table could only forbid it.
 {precision_table(precision)}
 
 `--precision fp32` and `--precision bf16` insist on either. Sums, losses and weights are float32
-in both. Of these two methods neither uses it unasked: where other programs want the same cores,
-gradients in bfloat16 can wait much longer for their threads than those in float32.
+in both. Neither method uses it unasked: two chapters that trained with it side by side on the two
+cores hardly moved.
 
 ## How it grows
 
@@ -388,22 +387,9 @@ def draw(figures: Mapping, folder: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say whether the page is right")
-    options = parser.parse_args()
-    bench = RESULTS / "bench.json"
-    if not bench.exists():
-        parser.exit(1, f"speed_page: expected {bench}, got no such file (make bench)\n")
-    figures = json.loads(bench.read_text())
-    page = render(figures, read_rows(RESULTS / "precision.csv"))
-    if options.check:
-        same = PAGE.exists() and PAGE.read_text() == page
-        if not same:
-            sys.stderr.write(f"{PAGE}: expected the page of today's figures, got another\n")
-        return int(not same)
-    PAGE.write_text(page)
-    draw(figures, RESULTS)
-    return 0
+    precision = read_rows(RESULTS / "precision.csv")
+    summary = __doc__.splitlines()[0]
+    return make_page(summary, RESULTS, PAGE, lambda figures: render(figures, precision), draw)
 
 
 if __name__ == "__main__":
