@@ -275,6 +275,9 @@ def test_default_number_of_processes(monkeypatch) -> None:
     for cpus, n in ((1, 1), (2, 2), (64, 4)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: range(cpus))
         assert default_workers() == n
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on other systems than Linux
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert default_workers() == 3
     monkeypatch.setattr(streaming.multiprocessing.current_process(), "_config", {"daemon": True})
     assert default_workers() == 0, "a process of a pool may start none"
 
