@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -424,15 +425,14 @@ def test_a_damaged_file_is_one_line(folder, tmp_path, capsys) -> None:
 
 
 def test_a_killed_process_is_one_line(splits) -> None:
-    stream = BatchStream(splits[1], **SIZES, workers=1)
-    stream.at(0)
-    (child,) = multiprocessing.active_children()
-    os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError) as error:
-        for step in range(1, 100):
-            stream.at(step)
+    with closing(BatchStream(splits[1], **SIZES, workers=1)) as stream:
+        stream.at(0)
+        (child,) = multiprocessing.active_children()
+        with pytest.raises(RuntimeError) as error:
+            os.kill(child.pid, signal.SIGKILL)  # torch hears of it at any moment from here on
+            for step in range(1, 100):
+                stream.at(step)
     assert "workers: expected the processes that read images to go on" in explain(error.value)
-    stream.close()
 
 
 @pytest.mark.slow
