@@ -85,7 +85,10 @@ class StepLoader:
 
     def close(self) -> None:
         """End the processes; the next step begins anew."""
-        self._batches = None  # torch ends them when nobody refers to the iterator any more
+        # They end when nobody refers to the iterator any more. An exception that is kept may do so
+        # for long, and torch has no public name for ending them at once.
+        getattr(self._batches, "_shutdown_workers", lambda: None)()
+        self._batches = None
         self._next = -1
 
     def _from(self, step: int) -> Iterator:
