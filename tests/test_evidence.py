@@ -50,6 +50,8 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    # Ours lie with the channels of a pixel side by side, which safetensors refuses.
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(tensors, folder / "reader.safetensors")
 
 

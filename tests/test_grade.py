@@ -255,6 +255,8 @@ def in_child(command: str, prepare: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            # A shell that runs tests in the background has had SIGINT ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             prepare()
             os._exit(run(command))
         finally:
