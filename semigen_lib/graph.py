@@ -3,11 +3,13 @@
 Each image is a point. ``nearest_neighbors`` joins it to the points nearest to it, and
 ``spread_labels`` lets the few known labels flow along these edges, so that images without labels
 say where one class may end and another begin. What "near" means decides how good the edges are:
-``oriented_gradients`` compares strokes where raw pixels would compare ink.
+``oriented_gradients`` compares strokes where raw pixels would compare ink, and
+``distortion_distances`` lets them give way a little before it compares them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -19,6 +21,7 @@ __all__ = [
     "GraphError",
     "balance_classes",
     "deskew",
+    "distortion_distances",
     "nearest_neighbors",
     "oriented_gradients",
     "principal_components",
@@ -314,6 +317,86 @@ def oriented_gradients(images: Tensor, *, block: int = 1000) -> Tensor:
     return torch.cat(parts)
 
 
+_RIM = 0.1  # of all edges may lie in the rim that is not looked at
+
+
+@torch.no_grad()
+def distortion_distances(images: Tensor, neighbors: Tensor, *, block: int = 256) -> Tensor:
+    """Return how unlike images are to their neighbours where every window may give way by a pixel.
+
+    Images are compared by their gradients, of which the length is replaced by its square root,
+    window by window: each is laid on the neighbour at its own place and at the eight places next
+    to it, and the least sum of squared differences counts. So a stroke may bend, and a stroke that
+    is missing is missing at all nine. The rim of the images, where less than a tenth
+    of all edges of the set lie, is not looked at.
+
+    Parameters
+    ----------
+    images : Tensor
+        Floating point, shape (N, C, H, W); channels are added up.
+    neighbors : Tensor
+        int64, shape (M, k), positions in ``images``; row i are neighbours of image i, so M is at
+        most N.
+    block : int
+        Pairs looked at together; it changes speed and memory only.
+
+    Returns
+    -------
+    Tensor
+        float32, shape (M, k), at least 0: sums of *squares*. The windows that may give way are the
+        neighbour's, so it matters, little, which of two images is the neighbour.
+
+    Raises
+    ------
+    GraphError
+        If shapes or types are others, or a position is out of range.
+
+    Source: Keysers et al. 2007, "Deformation Models for Image Recognition", the image
+    distortion model with gradients and local context.
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise GraphError(
+            f"expected floating-point images (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
+    _check_neighbors(neighbors, len(images))
+    slopes = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
+    gradient = F.conv2d(
+        images.float().sum(1, keepdim=True), torch.stack([slopes, slopes.T])[:, None], padding=1
+    )
+    gradient = gradient * gradient.square().sum(1, keepdim=True).clamp(min=1e-12).pow(-0.25)
+    gradient = _without_rim(gradient)
+    height, width = gradient.shape[-2:]
+    moving = F.pad(gradient, (1, 1, 1, 1))
+    here = torch.arange(len(neighbors), device=images.device).repeat_interleave(neighbors.shape[1])
+    windows = {"kernel_size": 6, "stride": 4, "padding": 2}  # pixels; they overlap by two
+    windows |= {"ceil_mode": True, "divisor_override": 1}  # up to the edge; sums, not means
+    found = []
+    for first, second in zip(here.split(block), neighbors.flatten().split(block), strict=True):
+        fixed, moved = gradient[first], moving[second]
+        least = None
+        for down, right in itertools.product(range(3), repeat=2):
+            there = moved[..., down : down + height, right : right + width]
+            squares = (fixed - there).square_().sum(1)
+            sums = F.avg_pool2d(squares, **windows)
+            least = sums if least is None else torch.minimum(least, sums, out=least)
+        found.append(least.sum((1, 2)))
+    return torch.cat(found).view(neighbors.shape)
+
+
+def _without_rim(gradient: Tensor) -> Tensor:
+    """Cut off as many rows and columns, alike at all four sides, as hold a tenth of all edges."""
+    strength = gradient.square().sum((0, 1))
+    most = (min(strength.shape) - 1) // 2
+    rim = 0
+    while rim < most:
+        inside = strength[rim + 1 : -rim - 1, rim + 1 : -rim - 1].sum()
+        if inside < (1 - _RIM) * strength.sum():
+            break
+        rim += 1
+    return gradient[..., rim : gradient.shape[-2] - rim, rim : gradient.shape[-1] - rim]
+
+
 def _gaussian(deviation: float, reach: int, like: Tensor) -> Tensor:
     """Return weights of a bell over ``2 * reach + 1`` pixels; they sum to 1."""
     pixels = torch.arange(-reach, reach + 1, device=like.device)
@@ -377,17 +460,22 @@ def _deskew_block(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
-def _check_edges(neighbors: Tensor, similarities: Tensor) -> None:
+def _check_neighbors(neighbors: Tensor, n: int) -> None:
     if neighbors.ndim != 2 or neighbors.dtype != torch.int64 or 0 in neighbors.shape:
         raise GraphError(
             f"expected int64 neighbors (N, k), got {neighbors.dtype} {tuple(neighbors.shape)}"
         )
-    n = len(neighbors)
+    if len(neighbors) > n:
+        raise GraphError(f"expected neighbors of at most {n} points, got {len(neighbors)}")
     if not 0 <= int(neighbors.min()) <= int(neighbors.max()) < n:
         raise GraphError(
             f"expected neighbors from 0 to {n - 1}, got {int(neighbors.min())} to "
             f"{int(neighbors.max())}"
         )
+
+
+def _check_edges(neighbors: Tensor, similarities: Tensor) -> None:
+    _check_neighbors(neighbors, len(neighbors))
     if similarities.shape != neighbors.shape:
         raise GraphError(
             f"expected similarities {tuple(neighbors.shape)}, got {tuple(similarities.shape)}"

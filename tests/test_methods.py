@@ -12,7 +12,14 @@ from semigen_lib import methods, training
 from semigen_lib.augment import STRONG, warp
 from semigen_lib.checkpoint import load_state
 from semigen_lib.data import UNLABELED, Batch, BatchStream, LabelSplit, to_float
-from semigen_lib.graph import balance_classes
+from semigen_lib.graph import (
+    balance_classes,
+    deskew,
+    distortion_distances,
+    nearest_neighbors,
+    oriented_gradients,
+    principal_components,
+)
 from semigen_lib.losses import (
     LSGAN_CODE,
     divergence_loss,
@@ -21,7 +28,7 @@ from semigen_lib.losses import (
 from semigen_lib.methods import BEST, METHODS, best_method, build_method, propagate
 from semigen_lib.methods.dpt import follow_back
 from semigen_lib.methods.method import Method, MethodConfig, method_name, ramp_up
-from semigen_lib.methods.propagate import name_pool, surest_of_each_class
+from semigen_lib.methods.propagate import find_edges, name_pool, surest_of_each_class
 from semigen_lib.methods.vat import unit_length
 from semigen_lib.training import train, training_step
 
@@ -1052,10 +1059,10 @@ def test_every_setting_of_propagate_changes_the_run(switch, make_method, batch, 
 
 def test_edges_of_a_pool_are_found_once(pool, monkeypatch) -> None:
     """Labels do not matter to them; other images and other numbers of neighbours do."""
-    calls, find = [], propagate.nearest_neighbors
+    calls, find = [], propagate.find_edges
     monkeypatch.setattr(propagate, "_known_edges", {})
     monkeypatch.setattr(
-        propagate, "nearest_neighbors", lambda *given: calls.append(given[1]) or find(*given)
+        propagate, "find_edges", lambda *given: calls.append(given[1]) or find(*given)
     )
     images, labels = pool
     first = name_pool(images, labels, 10, 4)
@@ -1069,6 +1076,21 @@ def test_edges_of_a_pool_are_found_once(pool, monkeypatch) -> None:
     assert not torch.equal(name_pool(changed, labels, 10, 6), first) and calls == [4, 4, 6]
     assert torch.equal(name_pool(images, labels, 10, 4), first) and calls == [4, 4, 6, 4]
     assert len(propagate._known_edges) == 1, "one pool fits into memory, many may not"
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 7, 25, 59])
+def test_neighbours_are_the_least_distorted_of_twenty_candidates(n_neighbors, pool) -> None:
+    """Or of as many as were asked for; beyond a pool's size there are none."""
+    images, _ = pool
+    neighbors, similarities = find_edges(images, n_neighbors)
+    upright = deskew(to_float(images))
+    features = principal_components(oriented_gradients(upright), 100)
+    candidates, _ = nearest_neighbors(features, max(20, n_neighbors))
+    squares, order = distortion_distances(upright, candidates).sort(1)
+    squares = squares[:, :n_neighbors]
+    assert torch.equal(neighbors, candidates.gather(1, order)[:, :n_neighbors])
+    expected = torch.exp(-2 * (squares / squares[:, -1].median()) ** 2)
+    torch.testing.assert_close(similarities, expected)
 
 
 def test_the_same_bytes_in_another_shape_are_another_pool(monkeypatch) -> None:

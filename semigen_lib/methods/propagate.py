@@ -21,6 +21,7 @@ from semigen_lib.data import UNLABELED, Batch, to_float
 from semigen_lib.graph import (
     balance_classes,
     deskew,
+    distortion_distances,
     nearest_neighbors,
     oriented_gradients,
     principal_components,
@@ -33,6 +34,7 @@ from semigen_lib.models import ImageShape, Student
 __all__ = [
     "Propagate",
     "PropagateConfig",
+    "find_edges",
     "name_pool",
     "surest_of_each_class",
 ]
@@ -48,7 +50,7 @@ class PropagateConfig(MethodConfig):
     learning_rate: float = 3e-3
     ema_decay: float = 0.998
     augment: int = 1  # 1: the student sees random views; 0: the images as they are
-    n_neighbors: int = 10
+    n_neighbors: int = 7
     keep: float = 0.97  # the share of each class, surest first, that the student learns from ...
     keep_later: float = 0.98  # ... and once it has read the pool itself
     relabel_at: float = 0.4  # the fraction of the run after which it does
@@ -57,10 +59,11 @@ class PropagateConfig(MethodConfig):
 
 
 class Propagate(Method):
-    """Spread labels over the graph of oriented gradients, then train a student on the answers.
+    """Spread labels over the graph of strokes that may bend, then train a student on the answers.
 
-    Source: Zhou et al. 2003 for the spreading; Iscen et al. 2019, "Label Propagation for Deep
-    Semi-supervised Learning", for the student; Zhang and Sabuncu 2018 for its loss.
+    Source: Keysers et al. 2007 for the distance; Zhou et al. 2003 for the spreading; Iscen et al.
+    2019, "Label Propagation for Deep Semi-supervised Learning", for the student; Zhang and Sabuncu
+    2018 for its loss.
     Shown in: book/07_learning_from_few_labels.ipynb
     """
 
@@ -124,7 +127,7 @@ class Propagate(Method):
         return self.student(images)
 
 
-def name_pool(pool: Tensor, labels: Tensor, n_classes: int, n_neighbors: int = 10) -> Tensor:
+def name_pool(pool: Tensor, labels: Tensor, n_classes: int, n_neighbors: int = 7) -> Tensor:
     """Return what the graph of a pool says of every image, as probabilities ``(N, K)``.
 
     Parameters
@@ -146,11 +149,38 @@ def name_pool(pool: Tensor, labels: Tensor, n_classes: int, n_neighbors: int = 1
     return balance_classes(scores)
 
 
+_CANDIDATES = 20  # of each image, which the slow and better distance chooses from
 _known_edges: dict[tuple, tuple[Tensor, Tensor]] = {}  # of the last pool only
 
 
+def find_edges(pool: Tensor, n_neighbors: int = 7) -> tuple[Tensor, Tensor]:
+    """Return neighbours and similarities ``(N, n_neighbors)`` of a pool of images.
+
+    Oriented gradients, which are quick to compare, name 20 candidates of each image; of these the
+    nearest after a little distortion are its neighbours.
+
+    Parameters
+    ----------
+    pool
+        uint8 ``(N, C, H, W)``.
+    n_neighbors
+        From 1 to N - 1.
+
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    upright = deskew(to_float(pool))
+    features = principal_components(oriented_gradients(upright), 100)
+    n_candidates = min(max(_CANDIDATES, n_neighbors), len(pool) - 1)
+    candidates, _ = nearest_neighbors(features, n_candidates)
+    squares, order = distortion_distances(upright, candidates).sort(dim=1, stable=True)
+    neighbors, squares = candidates.gather(1, order)[:, :n_neighbors], squares[:, :n_neighbors]
+    # An edge as long as a typical one that is just kept weighs 1/7, one of twice its square 1/3000.
+    typical = squares[:, -1].median().clamp(min=1e-12)
+    return neighbors, torch.exp(-2 * (squares / typical).square())
+
+
 def _edges(pool: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
-    """Return neighbours and similarities ``(N, k)`` of a pool.
+    """Return what ``find_edges`` finds, once for the pool that was asked for last.
 
     Edges know nothing of labels, so a process that trains on one pool with other labels, or other
     budgets, finds them once.
@@ -158,13 +188,9 @@ def _edges(pool: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
     digest = hashlib.sha256(pool.cpu().numpy().tobytes()).hexdigest()
     key = (digest, pool.shape, n_neighbors)
     if key not in _known_edges:
-        features = principal_components(oriented_gradients(deskew(to_float(pool))), 100)
-        neighbors, distances = nearest_neighbors(features, n_neighbors)
-        squares = distances.square()
-        # An edge as long as a typical one that is just kept weighs about 1/30.
-        similarities = torch.exp(-squares / (0.3 * squares[:, -1].median().clamp(min=1e-12)))
+        found = find_edges(pool, n_neighbors)
         _known_edges.clear()
-        _known_edges[key] = neighbors, similarities
+        _known_edges[key] = found
     neighbors, similarities = _known_edges[key]
     return neighbors.to(pool.device), similarities.to(pool.device)
 
