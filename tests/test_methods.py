@@ -1105,6 +1105,47 @@ def test_the_same_bytes_in_another_shape_are_another_pool(monkeypatch) -> None:
 # ---- cgan ----
 
 
+def watched_drawings(method: Method, probs: list[list[float]], monkeypatch) -> list:
+    """Let the student give these probabilities to what is asked, round by round; note requests."""
+    asked, rounds, forward = [], iter(probs), method.generator.forward
+
+    def draw(latent: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        asked.append(labels.tolist())
+        return forward(latent, labels)
+
+    def read(images: torch.Tensor) -> torch.Tensor:
+        p, wanted = torch.tensor(next(rounds)), torch.tensor([2, 5, 7])
+        others = ((1 - p) / 9)[:, None].expand(-1, 10)
+        return others.scatter(1, wanted[:, None], p[:, None]).log()
+
+    monkeypatch.setattr(method.generator, "forward", draw)
+    monkeypatch.setattr(method.student, "forward", read)
+    return asked
+
+
+def test_what_the_student_doubts_is_drawn_again_and_the_rest_is_kept(
+    make_method, monkeypatch
+) -> None:
+    method, drawn = make_method("cgan", sure=0.6).eval(), []
+    answers = [[0.5, 0.7, 0.1], [0.6, 0.7, 0.3], [0.9, 0.9, 0.6]]
+    asked = watched_drawings(method, answers, monkeypatch)
+    method.generator.register_forward_hook(lambda *given: drawn.append(given[2]))
+    images = method.generate(torch.tensor([2, 5, 7]))
+    assert asked == [[2, 5, 7], [2, 7], [7]]
+    assert torch.equal(images, torch.stack([drawn[1][0], drawn[0][1], drawn[2][0]]))
+    assert not torch.equal(drawn[0][0], drawn[1][0]), "from other noise"
+
+
+@pytest.mark.parametrize("redraws", [0, 1, 3])
+def test_a_drawing_that_never_pleases_is_drawn_as_often_as_it_was_told(
+    redraws, make_method, monkeypatch
+) -> None:
+    method = make_method("cgan", redraws=redraws).eval()
+    asked = watched_drawings(method, [[0.1, 0.95, 0.95]] * 9, monkeypatch)
+    assert method.generate(torch.tensor([2, 5, 7])).shape == (3, 1, 28, 28)
+    assert asked == [[2, 5, 7]] + [[2]] * redraws
+
+
 def play(method: Method, batch: Batch) -> dict[str, dict]:
     """Let every player of the present stage step once, and return its terms."""
     optimizers, seen = method.optimizers(), {}

@@ -1,14 +1,16 @@
-"""Take the generator out of a finished run and measure its drawings: what chapter 8 loads.
+"""Take generator and student out of a finished run and measure drawings: what chapter 8 loads.
 
 Run ``python book/tools/export_generator.py RUN``, where RUN is a folder that this command filled:
 
     semigen train --data mnist --method cgan --labels 100 --seed 0 --steps 4000 --out RUN
 
-It writes ``cgan_100_generator.safetensors``, the generator's weights as 16-bit numbers, and a JSON
-beside it with their sha256, the config and the seconds of the run, and what ``measure_samples``
-says of 5,000 drawings. They are drawn with the weights as written, rounded, so the figures belong
-to the file. The same figures of real training images in the drawings' place are in it too; for
-them the memory is what is left of the training images, since each of them would be its own copy.
+It writes ``cgan_100_generator.safetensors``, the weights of both networks as 16-bit numbers, and a
+JSON beside it with their sha256, the config and the seconds of the run, and what
+``measure_samples`` says of 5,000 drawings: of the first ones, and of those that ``generate``
+returns, among which what the student doubted was drawn again. They are drawn with the weights as
+written, rounded, so the figures belong to the file. The same figures of real training images in
+the drawings' place are in it too; for them the memory is what is left of the training images,
+since each of them would be its own copy.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from semigen_lib.runtime import seed_everything
 from semigen_lib.samples import Reading, SampleReport, measure_samples, read_images_with
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-PREFIX = "generator."
+PREFIXES = ("generator.", "student.")
 MOST_BYTES = 1_200_000
 PER_CLASS = 500
 
@@ -62,19 +64,20 @@ def main() -> None:
     shape, n_classes = tuple(config["image_shape"]), len(config["class_names"])
     method = build_method(config["method"], shape, n_classes, config["settings"]).eval()
     weights = load_weights(options.run / "model.safetensors", metrics["sha256"])
-    weights = {name: half(t) if name.startswith(PREFIX) else t for name, t in weights.items()}
-    method.load_state_dict(weights)
-    if not all(t.isfinite().all() for t in method.generator.state_dict().values()):
+    own = {name: half(t) for name, t in weights.items() if name.startswith(PREFIXES)}
+    method.load_state_dict(weights | own)
+    if not all(t.isfinite().all() for t in own.values()):
         raise SystemExit("expected finite weights, got one that 16 bits cannot hold")
 
     data = load_images(config["data"])
     requests = torch.arange(n_classes).repeat_interleave(options.per_class)
-    seed_everything(config["seed"])
-    samples = draw(method, requests)
     memory, unseen = (read_images_with(load_judge(), part) for part in (data.train, data.test))
-    report = measure_samples(samples, requests, memory, unseen)
+    settings, reports = method.config, {}
+    for name, redraws in (("samples", settings.redraws), ("first_samples", 0)):
+        method.config = dataclasses.replace(settings, redraws=redraws)
+        seed_everything(config["seed"])
+        reports[name] = measure_samples(draw(method, requests), requests, memory, unseen)
 
-    own = {name.removeprefix(PREFIX): t for name, t in weights.items() if name.startswith(PREFIX)}
     path = options.out / f"{options.name}.safetensors"
     sha256 = save_weights(path, own)
     if path.stat().st_size > MOST_BYTES:
@@ -84,16 +87,18 @@ def main() -> None:
         "version": __version__,
         "sha256": sha256,
         "run": config,
-        "settings": dataclasses.asdict(method.config),
+        "settings": dataclasses.asdict(settings),
         "seconds": metrics["seconds"],
         "steps": metrics["steps"],
         "test_error": metrics["test_error"],
-        "samples": report.to_dict(),
+        **{name: report.to_dict() for name, report in reports.items()},
         "real": measure_real(data, memory, unseen, options.per_class).to_dict(),
     }
     write_json(path.with_suffix(".json"), facts)
     print(f"{path.name}: {path.stat().st_size:,} bytes, sha256 {sha256[:12]}…")
-    print(f"asked and drawn {report.conditional_accuracy:.2%}, Fréchet {report.frechet_ratio:.1f}")
+    for name, report in reports.items():
+        obeyed, ratio = report.conditional_accuracy, report.frechet_ratio
+        print(f"{name}: asked and drawn {obeyed:.2%}, Fréchet {ratio:.1f}")
 
 
 if __name__ == "__main__":

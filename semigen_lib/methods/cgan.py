@@ -3,7 +3,9 @@
 A conditional game needs a class for every real image. ``propagate`` finds them: its graph and its
 student name the pool in the first part of the run. In the rest a generator and a discriminator
 play on the images whose names are sure. The judgement is about pairs, an image and a class: a fine
-3 that was asked to be a 5 is as fake as a smear. The student helps to find the classes apart.
+3 that was asked to be a 5 is as fake as a smear. The student helps to find the classes apart, and
+when the game is over it looks over what is drawn: a drawing that it does not read as what was asked
+for is drawn again, from other noise.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class CganConfig(PropagateConfig):
     discriminator_width: int = 48
     game_rate: float = 4e-4  # Adam's, of generator and discriminator
     request_weight: float = 0.2  # the generator: the student shall read what was asked for
+    redraws: int = 5  # how often a drawing that looks like another class is drawn again
+    sure: float = 0.9  # the probability that the student must give the class asked for
     relabel_at: float = 0.2
     keep_later: float = 0.93
     decay_from: float = 0.6
@@ -103,5 +107,13 @@ class Cgan(Propagate):
 
     def generate(self, labels: Tensor) -> Tensor:
         """Draw one image of each class that is asked for; UNLABELED leaves the class to chance."""
-        noise = self.noise(len(labels))
-        return self.generator(noise, choose_classes(labels.to(noise.device), self.n_classes))
+        classes = choose_classes(labels.to(next(self.parameters()).device), self.n_classes)
+        images = self.generator(self.noise(len(classes)), classes)
+        for _ in range(self.config.redraws):
+            probs = self.student(images).softmax(1).gather(1, classes[:, None]).squeeze(1)
+            doubted = (probs < self.config.sure).nonzero().squeeze(1)
+            if not len(doubted):
+                break
+            again = self.generator(self.noise(len(doubted)), classes[doubted])
+            images = images.index_copy(0, doubted, again)
+        return images

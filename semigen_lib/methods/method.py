@@ -74,9 +74,11 @@ _RANGES = {
     "keep_later": (0.0, 1.0),
     "q": (0.01, 1.0),
     "ramp": (0.0, 1.0),
+    "redraws": (0, 100),
     "relabel_at": (0.0, 1.0),
     "retrain_at": (0.0, 1.0),
     "share": (0.0, 1.0),
+    "sure": (0.0, 1.0),
     "threshold": (0.0, 1.0),
     "learning_rate": (0.0, 1.0),
     "beta1": (0.0, 0.99999),  # Adam divides by 1 - beta
