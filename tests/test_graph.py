@@ -705,7 +705,10 @@ def test_ten_labels_go_far_on_digits(mnist) -> None:
 
 @pytest.mark.slow
 def test_a_hundred_labels_name_ten_thousand_digits(mnist) -> None:
-    """Seeds 0 to 4 gave 1.7 to 1.9 % of errors, and 7 to 10 % over edges of raw pixels."""
+    """Seeds 0 to 9 gave 1.5 to 1.6 % of errors; without bending, 1.7 to 1.9 %.
+
+    And 7 to 10 % over edges of raw pixels.
+    """
     images, labels = mnist.train.images[:10_000], mnist.train.labels[:10_000]
     pixels = principal_components(to_float(images).flatten(1), 100)
     neighbors, distances = nearest_neighbors(pixels, 10)
@@ -718,7 +721,7 @@ def test_a_hundred_labels_name_ten_thousand_digits(mnist) -> None:
             few[places[torch.randperm(len(places), generator=generator)[:10]]] = digit
         names = name_pool(images, few, 10).argmax(1)
         wrong = (names != labels).float().mean().item()
-        assert 0.012 < wrong < 0.024, f"seed {seed}: {wrong:.4f}"
+        assert 0.010 < wrong < 0.0168, f"seed {seed}: {wrong:.4f}"
         spread = spread_labels(neighbors, similarities, few, 10, alpha=0.999, rounds=None)
         of_pixels = (balance_classes(spread).argmax(1) != labels).float().mean().item()
         assert wrong < 0.5 * of_pixels, f"seed {seed}: {of_pixels:.4f} with raw pixels"
