@@ -2,9 +2,9 @@
 
 Run ``python book/tools/export_generator.py RUN``, where RUN is a folder that this command filled:
 
-    semigen train --data mnist --method cgan --labels 100 --seed 0 --steps 4000 --out RUN
+    semigen train --data mnist --method cgan --labels 10 --seed 0 --steps 5000 --out RUN
 
-It writes ``cgan_100_generator.safetensors``, the weights of both networks as 16-bit numbers, and a
+It writes ``cgan_10_generator.safetensors``, the weights of both networks as 16-bit numbers, and a
 JSON beside it with their sha256, the config and the seconds of the run, and what
 ``measure_samples`` says of 5,000 drawings: of the first ones, and of those that ``generate``
 returns, among which what the student doubted was drawn again. They are drawn with the weights as
@@ -56,7 +56,7 @@ def measure_real(data: ImageData, memory: Reading, unseen: Reading, per_class: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a finished run of cgan")
-    parser.add_argument("--name", default="cgan_100_generator", help="of both files")
+    parser.add_argument("--name", default="cgan_10_generator", help="of both files")
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="drawings of each class")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of both files")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
 """Draw the picture of the landing page: ``python book/tools/landing_figure.py [RUN]``.
 
-It runs the two commands that the page shows (``semigen train`` with its default length, then
-``semigen sample``; no drawing is picked by hand) and puts the labels that were given beside the
-digits that were drawn. With RUN, a finished run of that command is used and nothing is trained.
+It runs the two commands that the page shows (``semigen train``, then ``semigen sample``; no drawing
+is picked by hand) and puts the labels that were given beside the digits that were drawn. With RUN,
+a finished run of the first command is used and nothing is trained.
 """
 
 import sys
@@ -17,7 +17,7 @@ from semigen_lib.cli import main
 from semigen_lib.data import load_images, split_labels
 from semigen_lib.plotting import show_images, use_style
 
-SEED, N_LABELED, PER_CLASS = 0, 100, 10
+SEED, N_LABELED, STEPS, PER_CLASS = 0, 10, 5000, 14
 PICTURE = Path(__file__).resolve().parents[1] / "_static" / "landing.png"
 
 
@@ -28,19 +28,20 @@ def semigen(*arguments: object) -> None:
 
 
 def given_labels() -> torch.Tensor:
-    """Return the labelled images, uint8 ``(100, 1, 28, 28)``, class by class."""
+    """Return the labelled images, uint8 ``(10, 1, 28, 28)``, class by class."""
     split = split_labels(load_images("mnist"), N_LABELED, SEED)
     labels = split.labels[split.labeled_index]
     return split.images[split.labeled_index][labels.argsort(stable=True)]
 
 
 def drawn_images(run: Path | None) -> np.ndarray:
-    """Return what a run draws when asked for ten of each digit, uint8 ``(100, 1, 28, 28)``."""
+    """Return what a run draws of each digit, uint8 ``(10 * PER_CLASS, 1, 28, 28)``."""
     with tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "samples.npz"
         if run is None:
             run = Path(folder) / "run"
-            semigen("train", "--labels", N_LABELED, "--seed", SEED, "--out", run)
+            budget = ("--labels", N_LABELED, "--seed", SEED, "--steps", STEPS)
+            semigen("train", "--method", "cgan", *budget, "--out", run)
         semigen("sample", run, "--per-class", PER_CLASS, "--out", samples)
         with np.load(samples) as arrays:
             return arrays["images"][:, None]
@@ -49,13 +50,15 @@ def drawn_images(run: Path | None) -> np.ndarray:
 def draw_picture(run: Path | None) -> None:
     """Write the picture: one row a digit, what was labelled on the left, drawings on the right."""
     use_style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(5.2, 2.75), dpi=220)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(5.2, 3.3), dpi=220, width_ratios=(1, PER_CLASS)
+    )
     figure.get_layout_engine().set(h_pad=0.1)  # inches
     digits = [str(digit) for digit in range(10)]
-    show_images(given_labels(), columns=PER_CLASS, row_titles=digits, ax=left)
+    show_images(given_labels(), columns=1, row_titles=digits, ax=left)
     show_images(drawn_images(run), columns=PER_CLASS, ax=right)
-    left.set_title("all that was labelled")
-    right.set_title("drawn on request")
+    left.set_title("labelled")
+    right.set_title("drawn on request", loc="right")
     figure.savefig(PICTURE, pil_kwargs={"optimize": True})
 
 
