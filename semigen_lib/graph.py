@@ -327,8 +327,8 @@ def distortion_distances(images: Tensor, neighbors: Tensor, *, block: int = 256)
     Images are compared by their gradients, of which the length is replaced by its square root,
     window by window: each is laid on the neighbour at its own place and at the eight places next
     to it, and the least sum of squared differences counts. So a stroke may bend, and a stroke that
-    is missing is missing at all nine. The rim of the images, where less than a tenth
-    of all edges of the set lie, is not looked at.
+    is missing is missing at all nine. The rim of the images, where less than a tenth of all edges
+    of the set lie, is not looked at.
 
     Parameters
     ----------
