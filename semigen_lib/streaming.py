@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -71,12 +72,21 @@ class StepLoader:
         ------
         DataError
             If a file cannot be read as an image.
+        RuntimeError
+            If a process that reads was ended from outside.
         """
         if step != self._next:
             self.close()
             self._batches = self._from(step)
         self._next = -1  # until the step is there
-        images = next(self._batches)
+        try:
+            images = next(self._batches)
+        except (OSError, EOFError) as error:
+            if not self._workers:
+                raise
+            # Of a killed process we may see the broken connection before torch sees its death.
+            self.close()
+            raise RuntimeError("DataLoader worker ended before its images came") from error
         if isinstance(images, DataError):
             self.close()
             raise images
@@ -87,7 +97,9 @@ class StepLoader:
         """End the processes; the next step begins anew."""
         # They end when nobody refers to the iterator any more. An exception that is kept may do so
         # for long, and torch has no public name for ending them at once.
-        getattr(self._batches, "_shutdown_workers", lambda: None)()
+        # Torch says that one was killed whenever it hears of it: here that is no news.
+        with suppress(RuntimeError):
+            getattr(self._batches, "_shutdown_workers", lambda: None)()
         self._batches = None
         self._next = -1
 

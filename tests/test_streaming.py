@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -433,6 +434,36 @@ def test_a_killed_process_is_one_line(splits) -> None:
             for step in range(1, 100):
                 stream.at(step)
     assert "workers: expected the processes that read images to go on" in explain(error.value)
+
+
+def test_a_broken_connection_is_the_same_line(splits) -> None:
+    """Which of the two a killed process shows first is a matter of microseconds."""
+
+    def broken() -> Iterator:
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    with closing(BatchStream(splits[1], **SIZES, workers=1)) as stream:
+        stream.at(0)
+        expected = stream.at(1)
+        processes = stream._loader._batches
+        stream._loader._batches = broken()
+        with pytest.raises(RuntimeError) as error:
+            stream.at(2)
+        assert "workers: expected the processes that read images to go on" in explain(error.value)
+        processes._shutdown_workers()
+        assert same_batch(stream.at(1), expected)
+
+
+def test_a_death_that_torch_reports_late_does_not_stop_the_end(splits) -> None:
+    class Dying:
+        def _shutdown_workers(self) -> None:
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    stream = BatchStream(splits[1], **SIZES, workers=1)
+    stream._loader._batches = Dying()
+    stream.close()
+    assert stream._loader._batches is None
 
 
 @pytest.mark.slow
