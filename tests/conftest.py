@@ -50,6 +50,20 @@ NARROW = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)  # it is xdist's, and a single process has no use for it
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep the tests of a file together, but for the runs of chapters: each takes minutes."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "::test_nbval[" in nodeid else super()._split_scope(nodeid)
+
+    return Scheduler(config, log)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let every report of a fault test say its area: reports also cross xdist's processes."""
     if marker := item.get_closest_marker("fault"):

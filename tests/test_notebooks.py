@@ -350,11 +350,14 @@ def test_colab_installs_this_repository(path: Path) -> None:
 @each_chapter()
 def test_nbval(path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q"]
+    # While a cell runs, nbval leaves its messages in a queue of 1,000. Progress bars filled it on a
+    # slow machine, and the message that the cell was done was lost.
+    more = {"TQDM_MININTERVAL": "5"}
+    if "PYTEST_XDIST_WORKER" in os.environ:  # another chapter runs on the other core
+        more["OMP_NUM_THREADS"] = "1"
     run = subprocess.run(
         [*command, "-p", "no:cacheprovider", f"--nbval-cell-timeout={CELL_SECONDS}", str(path)],
-        # While a cell runs, nbval leaves its messages in a queue of 1,000. Progress bars filled it
-        # on a slow machine, and the message that the cell was done was lost.
-        env={**os.environ, "TQDM_MININTERVAL": "5"},
+        env={**os.environ, **more},
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -80,7 +80,7 @@ _RANGES = {
     "share": (0.0, 1.0),
     "sure": (0.0, 1.0),
     "threshold": (0.0, 1.0),
-    "learning_rate": (0.0, 1.0),
+    **dict.fromkeys(("learning_rate", "discriminator_rate", "generator_rate"), (0.0, 1.0)),
     "beta1": (0.0, 0.99999),  # Adam divides by 1 - beta
     "beta2": (0.0, 0.99999),
     "decay_from": (0.0, 1.0),
