@@ -401,9 +401,8 @@ class ProjectionDiscriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` and labels ``(B,)`` to scores ``(B,)``."""
         features = self.stages(2 * images - 1).float()  # black is a colour like any other
-        # Divided by the side: a sum over more places spreads wider, and a game whose scores are
-        # far apart is decided before the generator has begun.
-        features = features.sum((2, 3)) / features.shape[-1]
+        # The sum, not the mean: with every layer held to a slope of 1 it is what lets scores part.
+        features = features.sum((2, 3))
         agreement = (self.direction(labels) * features).sum(1)
         return self.score(features).squeeze(1).float() + agreement
 

@@ -392,12 +392,12 @@ def test_conditional_norm_by_hand() -> None:
 
 
 def test_projection_by_hand() -> None:
-    """f(phi) + <v_y, phi>, with phi the features summed over places, divided by the side."""
+    """f(phi) + <v_y, phi>, with phi the features summed over places."""
     judge = ProjectionDiscriminator((1, 28, 28), 3, width=8).eval()
     images, labels = torch.rand(3, 1, 28, 28), torch.tensor([2, 0, 2])
     maps = judge.stages(2 * images - 1)
     assert maps.shape == (3, 16, 7, 7)
-    phi = maps.sum((2, 3)) / 7
+    phi = maps.sum((2, 3))
     f = phi @ judge.score.weight[0] + judge.score.bias
     agreement = torch.stack([judge.direction.weight[y] @ phi[i] for i, y in enumerate(labels)])
     torch.testing.assert_close(judge(images, labels), f + agreement)

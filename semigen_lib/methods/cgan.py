@@ -35,7 +35,7 @@ class CganConfig(PropagateConfig):
     latent_dim: int = 64  # Z, the length of the noise
     generator_width: int = 24
     discriminator_width: int = 48
-    discriminator_rate: float = 4e-4  # Adam's ...
+    discriminator_rate: float = 1e-3  # Adam's ...
     generator_rate: float = 2e-3  # ... faster, or its opponent has won before it has begun
     request_weight: float = 0.2  # the generator: the student shall read what was asked for
     redraws: int = 5  # how often a drawing that looks like another class is drawn again
