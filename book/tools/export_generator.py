@@ -2,7 +2,7 @@
 
 Run ``python book/tools/export_generator.py RUN``, where RUN is a folder that this command filled:
 
-    semigen train --data mnist --method cgan --labels 10 --seed 0 --steps 5000 --out RUN
+    semigen train --data mnist --method cgan --labels 10 --seed 0 --minutes 10 --out RUN
 
 It writes ``cgan_10_generator.safetensors``, the weights of both networks as 16-bit numbers, and a
 JSON beside it with their sha256, the config and the seconds of the run, and what

@@ -17,7 +17,7 @@ from semigen_lib.cli import main
 from semigen_lib.data import load_images, split_labels
 from semigen_lib.plotting import show_images, use_style
 
-SEED, N_LABELED, STEPS, PER_CLASS = 0, 10, 5000, 14
+SEED, N_LABELED, MINUTES, PER_CLASS = 0, 10, 10, 14
 PICTURE = Path(__file__).resolve().parents[1] / "_static" / "landing.png"
 
 
@@ -40,7 +40,7 @@ def drawn_images(run: Path | None) -> np.ndarray:
         samples = Path(folder) / "samples.npz"
         if run is None:
             run = Path(folder) / "run"
-            budget = ("--labels", N_LABELED, "--seed", SEED, "--steps", STEPS)
+            budget = ("--labels", N_LABELED, "--seed", SEED, "--minutes", MINUTES)
             semigen("train", "--method", "cgan", *budget, "--out", run)
         semigen("sample", run, "--per-class", PER_CLASS, "--out", samples)
         with np.load(samples) as arrays:
