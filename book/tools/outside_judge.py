@@ -5,8 +5,8 @@ Run ``python book/tools/outside_judge.py NAME=SAMPLES.npz ...`` with files of th
     semigen sample RUN --per-class 1000 --out SAMPLES.npz
 
 The network learns from all training images with their true labels, each batch moved by up to two
-pixels. Then it reads the test images, which says how far it can be trusted, and every file. It writes
-``outside_judge.json``; its weights, 45 MB, are not kept. About ten minutes of one core.
+pixels. Then it reads the test images, which says how far it can be trusted, and every file. It
+writes ``outside_judge.json``; its weights, 45 MB, are not kept. Twenty minutes of one core.
 """
 
 from __future__ import annotations
