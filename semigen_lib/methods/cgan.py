@@ -96,7 +96,7 @@ class Cgan(Propagate):
         real = (weights * hinge_loss(scores[:n], 1)).sum() / weights.sum().clamp(min=1)
         yield "discriminator", {"real": real, "fake": hinge_loss(scores[n:], -1).mean()}
         self.student.eval()  # it has learnt, and only reads from now on
-        read = max(n // 4, 1)  # what it reads of every fourth drawing says enough of all
+        read = max(n // 4, 1)  # reading costs as much as judging: one drawing in four
         terms = {
             "adversarial": -self.discriminator(fakes, names).mean(),
             "request": classification_loss(self.student(fakes[:read]), names[:read]),
