@@ -72,6 +72,7 @@ __all__ = [
 DEFAULT_LABELS = 100
 STREAM = {"auto": None, "always": True, "never": False}  # as load_images wants it
 SHOWN_PER_CLASS = 10  # columns of samples.png
+MOST_SCORED = 60_000  # drawings that a reader learns from; they are in memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,7 +186,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--samples-per-class", type=int, default=500, metavar="N", help="drawings "
         "of each class to measure, if it draws on request; 0 for none (default: 500)")  # fmt: skip
     command.add_argument("--cas", action="store_true", help="also the classification accuracy "
-        "score: train a classifier on the drawings, test it on real images")  # fmt: skip
+        "score: train a classifier on as many drawings as there are training images, another on "
+        "those, and test both on real images (minutes)")  # fmt: skip
     add_device(command)
     command.set_defaults(run=run_evaluate)
 
@@ -451,8 +453,6 @@ def run_evaluate(options: argparse.Namespace) -> None:
     per_class = options.samples_per_class
     if per_class < 0 or per_class == 1:
         raise ValueError(f"--samples-per-class: expected 0 or at least 2, got {per_class}")
-    if options.cas and per_class == 0:
-        raise ValueError("--cas: expected --samples-per-class of at least 2, got 0")
     method, config = load_run(options.run_folder, options.device)
     if options.cas and not method.draws_on_request:
         raise ValueError(f"--cas: expected a method that draws on request, got {config['method']}")
@@ -470,29 +470,41 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if hasattr(method, "reconstruct"):
         figures["reconstruction"] = reconstruction_error(method, data.test.images)
     if method.draws_on_request and per_class:
-        figures |= sample_figures(method, config, data, per_class, options.cas)
+        figures |= sample_figures(method, config, data, per_class)
+    if options.cas:
+        figures["classification_accuracy_score"] = score_figures(method, config, data)
     sys.stdout.write(json.dumps(figures) + "\n")
 
 
 def sample_figures(
-    method: Method, config: dict, data: ImageData, per_class: int, with_score: bool
+    method: Method, config: dict, data: ImageData, per_class: int
 ) -> dict[str, object]:
     """Return what drawings of a run are worth, as far as it can be said for its data."""
-    requests = torch.arange(data.n_classes).repeat_interleave(per_class)
-    figures: dict[str, object] = {}
-    has_judge = config["data"] == "mnist" and config["image_shape"] == [1, 28, 28]
-    if has_judge or with_score:
-        seed_everything(config.get("seed", 0))
-        samples = draw(method, requests)
-    if has_judge:
-        figures["samples"] = measure_samples(samples, requests, data.train, data.test).to_dict()
-    else:
+    if config["data"] != "mnist" or config["image_shape"] != [1, 28, 28]:
         say(f"no judge comes with the package for {data.name}: drawings are not measured")
-    if with_score:
-        figures["classification_accuracy_score"] = classification_accuracy_score(
-            samples, requests, data.test
-        )
-    return figures
+        return {}
+    requests = torch.arange(data.n_classes).repeat_interleave(per_class)
+    seed_everything(config.get("seed", 0))
+    samples = draw(method, requests)
+    return {"samples": measure_samples(samples, requests, data.train, data.test).to_dict()}
+
+
+def score_figures(method: Method, config: dict, data: ImageData) -> dict[str, object]:
+    """Return the score of as many drawings as there are training images, and that of the images.
+
+    The second is None where not every training image has a label, or they are not in memory.
+    """
+    n = min(len(data.train), MOST_SCORED)
+    requests = torch.arange(data.n_classes).repeat_interleave(max(n // data.n_classes, 1))
+    say(f"--cas: drawing {len(requests):,} images; a reader learns from them, some minutes")
+    seed_everything(config.get("seed", 0))
+    samples = draw(method, requests)
+    drawn = classification_accuracy_score(samples, requests, data.test, progress=True)
+    real, images, labels = None, data.train.images, data.train.labels
+    if isinstance(images, torch.Tensor) and (labels != UNLABELED).all():
+        say("--cas: the same with the training images, for comparison")
+        real = classification_accuracy_score(images, labels, data.test, progress=True)
+    return {"n": len(requests), "drawn": drawn, "real": real}
 
 
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:

@@ -21,8 +21,10 @@ from PIL import Image
 from semigen_lib import __version__, cli, training
 from semigen_lib.checkpoint import load_state, load_weights
 from semigen_lib.cli import build_parser, explain, main
-from semigen_lib.data import ImageData, ImageSet, load_images, split_labels
+from semigen_lib.data import UNLABELED, ImageData, ImageSet, load_images, split_labels
+from semigen_lib.evaluation import draw
 from semigen_lib.methods import BEST, METHODS
+from semigen_lib.runtime import seed_everything
 from semigen_lib.samples import measure_samples
 from semigen_lib.training import TrainingError
 
@@ -291,7 +293,6 @@ BAD = {
     "evaluate: flipped bit": "evaluate runs/flipped",
     "evaluate: one a class": "evaluate runs/combined --samples-per-class 1",
     "evaluate: fewer than none": "evaluate runs/combined --samples-per-class -1",
-    "evaluate: score of no drawings": "evaluate runs/combined --samples-per-class 0 --cas",
     "evaluate: score of a reader": "evaluate runs/supervised --cas",
     "evaluate: drawings not whole": "evaluate runs/combined --samples-per-class 1.5",
     # what argparse refuses
@@ -723,28 +724,20 @@ def test_evaluate_measures_drawings_of_digits(tmp_path, mnist, capsys, monkeypat
     test = ImageSet(mnist.test.images[:600], mnist.test.labels[:600])
     data = ImageData("mnist", mnist.class_names, train, test)
     monkeypatch.setattr(cli, "load_images", lambda *_, **__: data)
-    scored = []
-
-    def score(samples, requests, images):
-        scored.append((samples, requests, images))
-        return 0.25
-
-    monkeypatch.setattr(cli, "classification_accuracy_score", score)
     assert run(f"train --labels 10 --steps 2 --quiet --out {tmp_path}/run {SMALL}") == 0
     capsys.readouterr()
     lines = []
-    for options in ("--cas", "--cas", ""):
-        assert run(f"evaluate {tmp_path}/run --samples-per-class 20 {options}") == 0
+    for _ in range(2):
+        assert run(f"evaluate {tmp_path}/run --samples-per-class 20") == 0
         out, err = capsys.readouterr()
         assert out.count("\n") == 1 and err == ""
         lines.append(json.loads(out))
     assert lines[0] == lines[1], "the noise has a seed"
-    assert lines[0].pop("classification_accuracy_score") == 0.25
-    assert lines[0] == lines[2], "no score unless it is asked for"
-    samples, requests, images = scored[0]
-    assert len(samples) == 200 and requests.bincount().tolist() == [20] * 10
-    assert images.images is test.images
     figures = lines[0]["samples"]
+    method, config = cli.load_run(tmp_path / "run", "cpu")
+    seed_everything(config["seed"])
+    requests = torch.arange(10).repeat_interleave(20)
+    samples = draw(method, requests)
     expected = measure_samples(samples, requests, train, test).to_dict()
     assert figures == json.loads(json.dumps(expected))
     assert figures["n"] == 200 and figures["collapsed"], "two steps teach nobody to draw"
@@ -753,6 +746,39 @@ def test_evaluate_measures_drawings_of_digits(tmp_path, mnist, capsys, monkeypat
     assert run(f"evaluate {tmp_path}/run --samples-per-class 100") == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "real_test: expected at least 100 images" in err
+
+
+@pytest.mark.parametrize("n_known", [60, 59])
+def test_evaluate_scores_as_many_drawings_as_images(
+    n_known, workspace, capsys, monkeypatch
+) -> None:
+    shapes = load_images(workspace / "shapes")
+    images = torch.zeros(60, *shapes.train.images.shape[1:], dtype=torch.uint8)
+    labels = torch.arange(60) % 2
+    labels[n_known:] = UNLABELED
+    data = ImageData(shapes.name, shapes.class_names, ImageSet(images, labels), shapes.test)
+    monkeypatch.setattr(cli, "load_images", lambda *_, **__: data)
+    scored = []
+
+    def score(samples, requests, test, *, progress):
+        assert test is data.test and progress
+        scored.append((samples, requests))
+        return len(scored) / 4
+
+    monkeypatch.setattr(cli, "classification_accuracy_score", score)
+    assert run(f"evaluate {workspace}/runs/combined --samples-per-class 0 --cas") == 0
+    out, err = capsys.readouterr()
+    real = 0.5 if n_known == 60 else None
+    figures = json.loads(out)["classification_accuracy_score"]
+    assert figures == {"n": 60, "drawn": 0.25, "real": real}
+    assert scored[0][1].bincount().tolist() == [30, 30]
+    assert (len(scored) == 2) == (real is not None)
+    if real is not None:
+        assert scored[1][0] is images and scored[1][1].equal(labels)
+    assert "drawing 60 images" in err
+    monkeypatch.setattr(cli, "MOST_SCORED", 20)
+    assert run(f"evaluate {workspace}/runs/combined --samples-per-class 0 --cas") == 0
+    assert json.loads(capsys.readouterr().out)["classification_accuracy_score"]["n"] == 20
 
 
 # ---- the rest ----
