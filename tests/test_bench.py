@@ -8,8 +8,8 @@ import contestants
 import pytest
 import speed_page
 import torch
-from compare_combined import read_rows
 from conftest import same_weights, weights
+from tables import read_rows
 
 from semigen_lib.data import BatchStream
 from semigen_lib.methods import METHODS

@@ -13,12 +13,11 @@ of the student a quarter of a minute.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import os
 from pathlib import Path
 
 import torch
+from tables import read_rows, write_rows
 from torch import Tensor
 
 from semigen_lib import __version__
@@ -108,24 +107,6 @@ def run_student(data: ImageData, settings: dict, n_labeled: int, seed: int, step
     return test_error(method, data.test)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table, none if there is no table yet."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{name: row[name] for name in COLUMNS} for row in csv.DictReader(file)]
-
-
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write the whole table beside the old one and put it in its place."""
-    draft = path.with_suffix(".part")
-    with draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(draft, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stages", default="graph,student", help="which of graph, student")
@@ -170,7 +151,7 @@ def main() -> None:
             "version": __version__,
             "settings": text,
         }
-        write_rows(options.out, list(rows.values()))
+        write_rows(options.out, COLUMNS, list(rows.values()))
         print(*key, "error", rows[key]["error"], flush=True)
 
 

@@ -11,16 +11,15 @@ The whole table takes about 12 minutes on two quiet cores.
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
-import os
 import time
 from pathlib import Path
+
+from tables import read_rows, settings_text, write_rows
 
 from semigen_lib import __version__
 from semigen_lib.data import load_images, split_labels
 from semigen_lib.evaluation import test_error
-from semigen_lib.methods import METHODS, build_method
+from semigen_lib.methods import build_method
 from semigen_lib.runtime import seed_everything
 from semigen_lib.training import train
 
@@ -35,31 +34,6 @@ COLUMNS = (
     "version",
     "settings",
 )
-
-
-def settings_text(name: str) -> str:
-    """Return every setting of a method's default config, so that a row says what made it."""
-    config = METHODS[name].Config()
-    return " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items())
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table, none if there is no table yet."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
-    """Write the whole table beside the old one and put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    with draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(draft, path)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from compare_combined import read_rows, settings_text, write_rows
+from tables import read_rows, settings_text, write_rows
 
 from semigen_lib import __version__
 from semigen_lib.data import UNLABELED, ImageData, load_images, split_labels

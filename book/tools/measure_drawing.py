@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from compare_combined import read_rows, write_rows
+from tables import read_rows, settings_text, write_rows
 
 from semigen_lib import __version__
 from semigen_lib.checkpoint import read_json
@@ -84,7 +84,7 @@ def main() -> None:
         row |= {"steps": str(metrics["steps"]), "seconds": f"{metrics['seconds']:.0f}"}
         row |= {name: f"{value:.4f}" for name, value in figures.items()}
         rows = [r for r in read_rows(options.out) if any(r[name] != row[name] for name in KEY)]
-        row["settings"] = " ".join(f"{k}={v}" for k, v in vars(method.config).items())
+        row["settings"] = settings_text(method.config)
         rows.append(row | {"version": __version__})
         rows.sort(key=lambda r: (r["method"], int(r["n_labeled"]), int(r["seed"])))
         write_rows(options.out, COLUMNS, rows)

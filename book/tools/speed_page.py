@@ -12,9 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compare_combined import read_rows
 from compare_precision import MEASURES
 from pages import make_page
+from tables import read_rows
 
 from semigen_lib.evaluation import mean_interval
 

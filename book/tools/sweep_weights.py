@@ -23,8 +23,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from compare_combined import read_rows, settings_text, write_rows
 from PIL import Image
+from tables import read_rows, settings_text, write_rows
 from torch import Tensor
 
 from semigen_lib import __version__
