@@ -496,13 +496,12 @@ def score_figures(method: Method, config: dict, data: ImageData) -> dict[str, ob
     """
     n = min(len(data.train), MOST_SCORED)
     requests = torch.arange(data.n_classes).repeat_interleave(max(n // data.n_classes, 1))
-    say(f"--cas: drawing {len(requests):,} images; a reader learns from them, some minutes")
+    say(f"--cas: drawing {len(requests):,} images, to learn from them and then from real ones")
     seed_everything(config.get("seed", 0))
     samples = draw(method, requests)
     drawn = classification_accuracy_score(samples, requests, data.test, progress=True)
     real, images, labels = None, data.train.images, data.train.labels
     if isinstance(images, torch.Tensor) and (labels != UNLABELED).all():
-        say("--cas: the same with the training images, for comparison")
         real = classification_accuracy_score(images, labels, data.test, progress=True)
     return {"n": len(requests), "drawn": drawn, "real": real}
 
