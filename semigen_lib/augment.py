@@ -83,7 +83,8 @@ def warp(images: Tensor, view: View = MILD) -> Tensor:
             knots, size=images.shape[2:], mode="bicubic", align_corners=True
         )  # neighbouring pixels move together: a bend, not noise
         grid = grid + 2 * view.bend * math.sqrt(3) * field.permute(0, 2, 3, 1)
-    return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
+    # What comes in from outside is of the border's colour: paper stays paper.
+    return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 
 
 def erase(images: Tensor, size: float = 0.3) -> Tensor:

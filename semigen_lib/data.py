@@ -392,15 +392,16 @@ class BatchStream:
             pool.to(self._device, copy=True),
         )
 
-    def first_images(self, n: int) -> Tensor:
-        """Return the first ``n`` images of the pool, uint8, on the device; fewer if it is smaller.
+    def some_images(self, n: int) -> Tensor:
+        """Return ``n`` images, evenly spread over the pool, uint8, on the device; or all, if fewer.
 
         Raises
         ------
         DataError
             If a file cannot be read as an image.
         """
-        return read_at(self.pool, torch.arange(min(n, len(self.pool)))).to(self._device)
+        n = min(n, len(self.pool))
+        return read_at(self.pool, torch.arange(n) * len(self.pool) // n).to(self._device)
 
     def close(self) -> None:
         """End the processes that read files; a step that is asked for later starts new ones."""

@@ -22,6 +22,7 @@ __all__ = [
     "balance_classes",
     "deskew",
     "distortion_distances",
+    "ink_on_black",
     "nearest_neighbors",
     "oriented_gradients",
     "principal_components",
@@ -241,6 +242,20 @@ def balance_classes(scores: Tensor) -> Tensor:
     scores = scores / scores.sum(0).clamp(min=1e-30)
     total = scores.sum(1, keepdim=True)
     return torch.where(total > 0, scores / total.clamp(min=1e-30), 1 / scores.shape[1])
+
+
+def ink_on_black(images: Tensor) -> Tensor:
+    """Invert the images whose rim is light: what is written on paper is dark, and a digit here not.
+
+    Parameters
+    ----------
+    images : Tensor
+        From 0 to 1, shape (N, C, H, W).
+
+    Shown in: book/07_learning_from_few_labels.ipynb
+    """
+    rows, columns = images[..., [0, -1], :].mean((1, 2, 3)), images[..., [0, -1]].mean((1, 2, 3))
+    return torch.where((rows + columns > 1)[:, None, None, None], 1 - images, images)
 
 
 @torch.no_grad()

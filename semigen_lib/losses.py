@@ -567,6 +567,6 @@ def sampled_marginal_loss(class_logits: Tensor, labels: Tensor, costs: Tensor) -
     """
     log_probs = class_logits.log_softmax(1).gather(1, labels[:, None]).squeeze(1)
     costs, n = costs + log_probs, len(labels)
-    surprise = (costs - costs.mean()).detach() * n / (n - 1)
+    surprise = (costs - costs.mean()).detach() * n / max(n - 1, 1)
     # The second summand is 0 and only has a gradient.
     return (costs + surprise * (log_probs - log_probs.detach())).mean()

@@ -206,7 +206,7 @@ class Decoder(nn.Module):
         check_width(width)
         halvings = count_halvings(image_shape)
         widths = [width * min(2**stage, 4) for stage in reversed(range(halvings))] or [width]
-        self.latent_dim, self.n_classes = latent_dim, n_classes
+        self.n_classes = n_classes
         self.bottom = (widths[0] * 2, *(side >> halvings for side in image_shape[1:]))
         n_bottom = self.bottom[0] * self.bottom[1] * self.bottom[2]
         stages: list[nn.Module] = [nn.GroupNorm(4, self.bottom[0]), nn.ReLU()]
@@ -257,7 +257,8 @@ class Student(nn.Module):
     """A classifier for many images with labels that are mostly right.
 
     It averages its last features over all places, so it asks whether a stroke is there and less
-    where. It never meets a generated image, so it may normalise over the batch.
+    where. It learns from real images, and in ``dpt`` from drawings like them, so
+    it may normalise over the batch.
 
     Parameters
     ----------

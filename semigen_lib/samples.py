@@ -308,7 +308,7 @@ def classification_accuracy_score(
     ImageSet(samples, requests)  # it refuses other shapes and types
     if n_unlabeled := int((requests == UNLABELED).sum()):
         raise ValueError(f"requests: expected a class for each, got {n_unlabeled} without one")
-    n_classes = int(test.labels.max()) + 1
+    n_classes = int(torch.cat([requests, test.labels]).max()) + 1
     names = tuple(str(label) for label in range(n_classes))
     everything = torch.arange(len(samples))
     split = LabelSplit("drawings", names, samples, requests, everything, None, seed)
@@ -350,9 +350,9 @@ def _memory(drawn: Reading, unseen_pixels: Tensor, memory: Reading) -> tuple[flo
     """
     by_pixels = nearest_distances(drawn.pixels, memory.pixels, 2)
     by_features = nearest_distances(drawn.features, memory.features, 2)
-    copied = (by_pixels[:, 0] < COPY * by_pixels[:, 1]) | (
-        by_features[:, 0] < COPY * by_features[:, 1]
-    )
+    copied = by_pixels[:, 0] == 0  # whatever is next: training images may have twins
+    for near, next_ in (by_pixels.T, by_features.T):
+        copied |= near < COPY * next_
     usual = nearest_distances(unseen_pixels, memory.pixels)
     ratio = by_pixels[:, 0].median() / usual.median().clamp(min=_TINY)
     return ratio.item(), copied.double().mean().item()

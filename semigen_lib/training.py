@@ -486,6 +486,7 @@ class _Run:
         self.in_steps = steps is not None
         self.limit = steps if self.in_steps else 60.0 * minutes
         self.history, self.step, self.seconds, self.n_parts = History(), 0, 0.0, 1
+        self.ready = 0.0  # the part of the limit that went by before the first step
         self.clock = time.perf_counter()
 
     @property
@@ -494,7 +495,7 @@ class _Run:
 
     @property
     def done(self) -> float:
-        return self.position / self.limit
+        return max(0.0, self.position - self.ready) / (self.limit - self.ready)
 
     def bar(self, progress: bool) -> tqdm:
         return tqdm(
@@ -509,9 +510,14 @@ class _Run:
 
     def make_step(self, precision: str) -> dict[str, Tensor]:
         """Return the terms of the step; after each player's, the norm of its gradient."""
-        method, done = self.method, self.done
-        if method.prepare(self.stream.pool, self.stream.pool_labels, done):
+        method = self.method
+        if method.prepare(self.stream.pool, self.stream.pool_labels, self.done):
             self.averaged.n_averaged.zero_()
+        if self.step == 0 and not self.in_steps:
+            # No part of the schedule: a slow graph would eat up the first stage of a method.
+            spent = largest(time.perf_counter() - self.clock, self.device)
+            self.ready = min(spent, 0.9 * self.limit)
+        done = self.done
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:  # players may differ in their rates
                 rate = group.setdefault("initial_lr", group["lr"])
@@ -564,7 +570,7 @@ class _Run:
         seen = self.step // LOOK_EVERY > (self.step - len(window)) // LOOK_EVERY
         if seen and self.done >= 0.5 and self.method.draws and len(self.method.players) > 1:
             noise = rng_state()
-            images = to_float(self.stream.first_images(32))
+            images = to_float(self.stream.some_images(32))
             variety = measure_variety(self.averaged.module.eval(), images)
             set_rng_state(noise)
             if variety < VARIETY:
@@ -585,6 +591,7 @@ class _Run:
         facts = {
             "seconds": self.seconds,
             "n_parts": self.n_parts,
+            "ready": self.ready,
             "history": self.history.columns,
         }
         if is_first():
@@ -602,6 +609,7 @@ class _Run:
                 restore_optimizer(name, optimizer, tensors)
             set_rng_state(tensors)
             self.seconds, self.n_parts = facts["seconds"], facts["n_parts"]
+            self.ready = facts.get("ready", 0.0)
             self.history = History(facts["history"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]

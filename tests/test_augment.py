@@ -49,8 +49,10 @@ def test_a_view_has_the_shape_the_type_and_the_range_of_its_image(shape, view) -
         assert not torch.equal(views, images)
 
 
-def test_black_stays_black() -> None:
-    assert warp(torch.zeros(3, 1, 28, 28), STRONG).abs().max() == 0
+@pytest.mark.parametrize("colour", [0.0, 0.4, 1.0])
+def test_an_even_colour_stays_what_it_is(colour) -> None:
+    plain = torch.full((3, 1, 28, 28), colour)
+    torch.testing.assert_close(warp(plain, STRONG), plain)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 28, 28), (2, 3, 32, 32), (2, 1, 28, 20)])

@@ -490,6 +490,24 @@ def test_resume_ends_in_the_very_weights(workspace, tmp_path, monkeypatch, capsy
     assert run(f"train {UNFINISHED} --out {tmp_path}/run --resume") == 2, "it is finished now"
 
 
+@pytest.mark.parametrize("change", ["one more", "another name"])
+def test_resume_notices_another_pool(change, workspace, tmp_path, monkeypatch, capsys) -> None:
+    shutil.copytree(workspace / "shapes", tmp_path / "shapes")
+    shutil.copytree(workspace / "runs/unfinished", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    config = json.loads(Path("runs/config.json").read_text())
+    Path("runs/config.json").write_text(json.dumps(config | {"data": str(tmp_path / "shapes")}))
+    line = f"train {UNFINISHED} --out runs --resume"
+    if change == "one more":
+        shutil.copy("shapes/top/3.png", "shapes/top/33.png")
+    else:
+        Path("shapes/unlabeled").mkdir(exist_ok=True)
+        Path("shapes/top/0.png").rename("shapes/unlabeled/0.png")
+    capsys.readouterr()
+    assert run(line) == 2
+    assert "semigen: error: --resume: expected n_" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("default")
 def test_resume_says_that_it_passed_over_a_damaged_state(
     workspace, tmp_path, monkeypatch, capsys
@@ -625,7 +643,8 @@ def test_sample_one_class_by_name_or_number(name, workspace, tmp_path) -> None:
 def test_a_name_that_is_a_number_is_a_name() -> None:
     assert cli.class_index("1", ["7", "1", "0"]) == 1
     assert cli.class_index("0", ["7", "1", "0"]) == 2
-    assert cli.class_index("2", ["7", "1", "0"]) == 2
+    with pytest.raises(ValueError, match="--class: expected one of 7, 1, 0, got '2'"):
+        cli.class_index("2", ["7", "1", "0"])  # 7 is the third class of these, and not the 2
     assert cli.class_index("0", ["b", "a"]) == 0
 
 
@@ -774,11 +793,12 @@ def test_evaluate_scores_as_many_drawings_as_images(
     assert scored[0][1].bincount().tolist() == [30, 30]
     assert (len(scored) == 2) == (real is not None)
     if real is not None:
-        assert scored[1][0] is images and scored[1][1].equal(labels)
+        assert torch.equal(scored[1][0], images) and scored[1][1].equal(labels)
     assert "drawing 60 images" in err
     monkeypatch.setattr(cli, "MOST_SCORED", 20)
     assert run(f"evaluate {workspace}/runs/combined --samples-per-class 0 --cas") == 0
     assert json.loads(capsys.readouterr().out)["classification_accuracy_score"]["n"] == 20
+    assert all(len(labels) == 20 for _, labels in scored[len(scored) // 2 :])
 
 
 # ---- the rest ----

@@ -265,7 +265,7 @@ def test_it_stays_a_small_library(record_property) -> None:
     record_property("lines", sum(total.values()))
     record_property("lines of code", sum(code.values()))
     grader = sum(lines for name, lines in code.items() if name.startswith("grading"))
-    assert sum(code.values()) - grader <= 5800, code
+    assert sum(code.values()) - grader <= 5850, code
     assert grader <= 3400, code  # nobody who learns, draws or measures needs it
     assert max(code.values()) <= 700, f"{code}; the guide is 200 lines a module"
 

@@ -920,6 +920,30 @@ def test_a_known_label_is_never_overruled(stage, make_method, pool, monkeypatch)
     assert not torch.equal(labels[known], guesses[known]), "the test can fail"
 
 
+def test_nobody_learns_the_name_of_an_image_that_no_label_reaches(
+    make_method, pool, monkeypatch
+) -> None:
+    _, labels = pool
+    scores = F.one_hot(torch.arange(60) % 10, 10).float()
+    scores[30:] = 0.1  # as balance_classes leaves rows of zeros
+    monkeypatch.setattr(propagate, "name_pool", lambda *_: scores)
+    method = in_stage(make_method("propagate", keep=1.0), pool, 1)
+    expected = (torch.arange(60) < 30) | (labels != UNLABELED)
+    assert torch.equal(method.memory["weights"], expected.float())
+    assert 0 < expected[30:].sum() < 30, "the test can fail"
+
+
+def test_names_do_not_mind_ink_on_paper(monkeypatch, mnist) -> None:
+    monkeypatch.setattr(propagate, "_known_edges", {})
+    images = mnist.train.images[:120]
+    neighbors, similarities = find_edges(images, 4)
+    for paper in (255 - images, torch.where(torch.arange(120)[:, None, None, None] % 2 == 0,
+                                            255 - images, images)):  # fmt: skip
+        again = find_edges(paper, 4)
+        assert (again[0] == neighbors).double().mean() > 0.99
+        torch.testing.assert_close(again[1].sum(), similarities.sum(), rtol=1e-3, atol=0)
+
+
 def test_the_surest_of_each_class_by_hand() -> None:
     confidence = torch.tensor([0.9, 0.1, 0.5, 0.2, 0.3, 0.8])
     names = torch.tensor([0, 0, 0, 2, 2, 0])  # nobody is called 1
@@ -935,6 +959,14 @@ def test_a_hard_class_keeps_its_share() -> None:
     confidence = torch.where(names == 0, 0.9, 0.4)
     mask = surest_of_each_class(confidence, names, 2, 0.5)
     assert mask.nonzero().flatten().tolist() == [*range(10), *range(20, 30)]
+
+
+@pytest.mark.parametrize("name", [n for n, kind in METHODS.items() if kind.draws_on_request])
+@pytest.mark.parametrize("wrong", [10, 11, -2])
+def test_a_class_that_is_not_is_not_drawn(name, wrong, make_method) -> None:
+    method = make_method(name).eval()
+    with pytest.raises(ValueError, match=rf"\Alabels: expected -1 to 9, got \[{wrong}\]\Z"):
+        method.generate(torch.tensor([0, wrong, UNLABELED]))
 
 
 def test_first_names_are_those_of_the_graph(make_method, pool) -> None:

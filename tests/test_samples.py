@@ -181,6 +181,13 @@ def test_a_copy_that_moved_by_a_pixel_is_found_in_features(unseen, known) -> Non
     assert not fresh.memorised and fresh.copied_share == 0.0
 
 
+def test_copies_of_images_that_are_there_twice_are_found(mnist, known, unseen, judge) -> None:
+    twins = Reading(*(torch.cat([part, part]) for part in known))
+    copies = some_of(mnist.train, PER_CLASS, skip=90).images
+    report = measure_samples(copies, REQUESTS, twins, unseen, judge=judge)
+    assert report.memorised and report.copied_share == 1.0
+
+
 def test_images_or_what_was_read_of_them_make_no_difference(mnist, judge) -> None:
     train, test = some_of(mnist.train, 12), some_of(mnist.test, 10)
     requests = torch.arange(10).repeat_interleave(8)
@@ -293,6 +300,13 @@ def test_score_of_good_and_of_wrong_drawings() -> None:
     torch.rand(3)
     again = classification_accuracy_score(drawn.images, drawn.labels, test, steps=40)
     assert again == score, "a seed is a result"
+
+
+def test_score_with_a_class_that_no_test_image_shows() -> None:
+    test, drawn = tiny_images(2, seed=2), tiny_images(3, seed=3)
+    few = test.labels < 9
+    test = ImageSet(test.images[few], test.labels[few])
+    assert 0 <= classification_accuracy_score(drawn.images, drawn.labels, test, steps=2) <= 1
 
 
 def test_score_sees_drawings_only(monkeypatch) -> None:

@@ -228,11 +228,11 @@ def test_images_too_large_for_a_device_stay_in_main_memory(splits, monkeypatch) 
         assert same_batch(copied.at(step), BatchStream(inside, **SIZES).at(step))
 
 
-def test_first_images(splits) -> None:
+def test_some_images(splits) -> None:
     for split in splits:
         stream = BatchStream(split, **SIZES)
-        assert torch.equal(stream.first_images(5), splits[0].images[:5])
-        assert len(stream.first_images(1000)) == 36
+        assert torch.equal(stream.some_images(4), splits[0].images[::9])
+        assert torch.equal(stream.some_images(1000), splits[0].images)
 
 
 @some_workers

@@ -559,6 +559,40 @@ def test_minutes_end_in_time(make_method, tiny_split) -> None:
     assert history["seconds"] == sorted(history["seconds"])
 
 
+def test_getting_ready_is_no_part_of_the_schedule(make_method, tiny_split, tmp_path) -> None:
+    begun, seen = [], []
+
+    class Slow(Toy):
+        def prepare(self, pool, labels, progress) -> bool:
+            if not begun:
+                time.sleep(0.6)
+            begun.append(progress)
+            return False
+
+        def rate_factor(self, progress) -> float:
+            seen.append(progress)
+            return super().rate_factor(progress)
+
+    minutes = {"minutes": 1.0 / 60, "progress": False}
+    run(make_method, tiny_split, steps=1)  # the first optimiser of a process costs seconds
+    start = time.perf_counter()
+    train(make_method(Slow), tiny_split, states=tmp_path, **minutes)
+    assert time.perf_counter() - start < 5.0, "and still it ends in time"
+    assert seen[0] == 0.0 and seen[2] < 0.3, "two players; with the sleep it would be 0.6"
+    assert 0.8 < seen[-1] < 1.0 and len(seen) > 9
+    before = len(seen)
+    train(
+        make_method(Slow),
+        tiny_split,
+        states=tmp_path,
+        resume=True,
+        minutes=2.0 / 60,
+        progress=False,
+    )
+    expected = (1.0 - 0.6) / (2.0 - 0.6)
+    assert abs(seen[before] - expected) < 0.1, "a resumed run knows when it was ready"
+
+
 def test_the_shortest_run_is_one_step(make_method, tiny_split) -> None:
     history = train(make_method(Toy), tiny_split, minutes=1e-9, progress=False)
     assert history["step"] == [1]

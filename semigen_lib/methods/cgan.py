@@ -42,7 +42,6 @@ class CganConfig(PropagateConfig):
     sure: float = 0.9  # the probability that the student must give the class asked for
     relabel_at: float = 0.2
     keep_later: float = 0.98
-    decay_from: float = 0.6
     ema_decay: float = 0.999
 
 

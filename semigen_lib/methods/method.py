@@ -258,7 +258,16 @@ def method_name(method: Method) -> str:
 
 
 def choose_classes(labels: Tensor, n_classes: int) -> Tensor:
-    """Return ``labels`` ``(B,)`` with a class drawn by chance wherever there is UNLABELED."""
+    """Return ``labels`` ``(B,)`` with a class drawn by chance wherever there is UNLABELED.
+
+    Raises
+    ------
+    ValueError
+        If there is another number than UNLABELED or a class.
+    """
+    if ((labels < UNLABELED) | (labels >= n_classes)).any():
+        wrong = sorted(set(labels.tolist()) - set(range(UNLABELED, n_classes)))
+        raise ValueError(f"labels: expected {UNLABELED} to {n_classes - 1}, got {wrong}")
     chance = torch.randint(n_classes, labels.shape, device=labels.device)
     return torch.where(labels == UNLABELED, chance, labels)
 

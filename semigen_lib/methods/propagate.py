@@ -22,6 +22,7 @@ from semigen_lib.graph import (
     balance_classes,
     deskew,
     distortion_distances,
+    ink_on_black,
     nearest_neighbors,
     oriented_gradients,
     principal_components,
@@ -78,8 +79,10 @@ class Propagate(Method):
 
     def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> bool:
         """Name the pool with the graph before the first step, and with the student's help later."""
+        device = next(self.parameters()).device  # a pool too large for it stays in main memory
         if not self.memory:
-            scores = name_pool(pool, labels, self.n_classes, self.config.n_neighbors)
+            at_hand = labels.to(pool.device)
+            scores = name_pool(pool, at_hand, self.n_classes, self.config.n_neighbors).to(device)
             self.memory = {"scores": scores, "read": torch.zeros((), dtype=torch.int64)}
             self._remember(scores, labels, self.config.keep)
         if progress >= self.config.relabel_at and not self.memory["read"]:
@@ -95,13 +98,15 @@ class Propagate(Method):
         known = labels != UNLABELED
         names = torch.where(known, labels, scores.argmax(1))
         sure = surest_of_each_class(scores.amax(1), names, self.n_classes, keep)
+        sure &= scores.amax(1) > scores.amin(1)  # else no label has reached the image
         self.memory["names"], self.memory["weights"] = names, (sure | known).float()
 
     @torch.no_grad()
     def _read(self, pool: Tensor) -> Tensor:
         was_training = self.training
         self.eval()
-        parts = [self.predict(to_float(part)).softmax(1) for part in pool.split(1000)]
+        device = next(self.parameters()).device
+        parts = [self.predict(to_float(part.to(device))).softmax(1) for part in pool.split(1000)]
         self.train(was_training)
         return torch.cat(parts)
 
@@ -168,7 +173,7 @@ def find_edges(pool: Tensor, n_neighbors: int = 7) -> tuple[Tensor, Tensor]:
 
     Shown in: book/07_learning_from_few_labels.ipynb
     """
-    upright = deskew(to_float(pool))
+    upright = deskew(ink_on_black(to_float(pool)))
     features = principal_components(oriented_gradients(upright), 100)
     n_candidates = min(max(_CANDIDATES, n_neighbors), len(pool) - 1)
     candidates, _ = nearest_neighbors(features, n_candidates)
