@@ -465,6 +465,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
         raise ValueError(
             f"classes: expected {config['class_names']} as trained, got {list(data.class_names)}"
         )
+    if (n := config.get("n_images", len(data.train))) != len(data.train):
+        say(f"{data.name}: {n} training images in the run, {len(data.train)} now: without a test "
+            "folder, some images that it is tested on may have been learnt")  # fmt: skip
     figures = {
         "method": config["method"],
         "n_test": len(data.test),

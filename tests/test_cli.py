@@ -767,6 +767,19 @@ def test_evaluate_measures_drawings_of_digits(tmp_path, mnist, capsys, monkeypat
     assert out == "" and err.count("\n") == 1 and "real_test: expected at least 100 images" in err
 
 
+def test_evaluate_says_that_the_folder_has_changed(
+    workspace, tmp_path, monkeypatch, capsys
+) -> None:
+    shutil.copytree(workspace / "shapes", tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    assert run(f"train --data shapes --steps 1 --quiet --out runs {SMALL}") == 0
+    capsys.readouterr()
+    for changed in (False, True):
+        assert run("evaluate runs --samples-per-class 0") == 0
+        assert ("may have been learnt" in capsys.readouterr().err) == changed
+        shutil.copy("shapes/top/3.png", "shapes/top/33.png")
+
+
 @pytest.mark.parametrize("n_known", [60, 59])
 def test_evaluate_scores_as_many_drawings_as_images(
     n_known, workspace, capsys, monkeypatch
