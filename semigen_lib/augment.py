@@ -54,7 +54,7 @@ def warp(images: Tensor, view: View = MILD) -> Tensor:
     Returns
     -------
     Tensor
-        The same shape and type; zeros come in at the edges. Differentiable in the images.
+        The same shape and type; what comes in is as the border. Differentiable in the images.
 
     Source: Simard et al. 2003, "Best Practices for Convolutional Neural Networks", section 2, for
     the smooth displacement field.

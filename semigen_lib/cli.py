@@ -129,8 +129,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "sub-folder per class, optionally unlabeled/ and test/ (default: mnist)")  # fmt: skip
     add("--method", default="combined", help=f"one of {', '.join(METHODS)}, or best: the one that "
         "reads best with so many labels (default: combined)")  # fmt: skip
-    add("--labels", type=int, help="how many images keep their label, the same number of each "
-        f"class (default: {DEFAULT_LABELS}; in a folder, all that have one)")  # fmt: skip
+    add("--labels", type=int, help="how many images keep their label, the same number of "
+        f"each class (default: {DEFAULT_LABELS} or a few less; in a folder, all)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights, batches, noise and labels (default: 0)")
     add("--label-seed", type=int, help="of the choice of labels only (default: the seed)")
     add("--steps", type=int, help=f"how many steps (default: {DEFAULT_STEPS})")

@@ -257,8 +257,8 @@ class Student(nn.Module):
     """A classifier for many images with labels that are mostly right.
 
     It averages its last features over all places, so it asks whether a stroke is there and less
-    where. It learns from real images, and in ``dpt`` from drawings like them, so
-    it may normalise over the batch.
+    where. It learns from real images, in ``dpt`` from drawings like them too, so it may normalise
+    over the batch.
 
     Parameters
     ----------

@@ -490,22 +490,26 @@ def test_resume_ends_in_the_very_weights(workspace, tmp_path, monkeypatch, capsy
     assert run(f"train {UNFINISHED} --out {tmp_path}/run --resume") == 2, "it is finished now"
 
 
-@pytest.mark.parametrize("change", ["one more", "another name"])
+@pytest.mark.parametrize("change", ["one more", "another name", "others are labelled"])
 def test_resume_notices_another_pool(change, workspace, tmp_path, monkeypatch, capsys) -> None:
     shutil.copytree(workspace / "shapes", tmp_path / "shapes")
     shutil.copytree(workspace / "runs/unfinished", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     config = json.loads(Path("runs/config.json").read_text())
-    Path("runs/config.json").write_text(json.dumps(config | {"data": str(tmp_path / "shapes")}))
+    config |= {"data": str(tmp_path / "shapes")}
+    if change == "others are labelled":
+        config |= {"labeled_index": "0" * 64}
+    Path("runs/config.json").write_text(json.dumps(config))
     line = f"train {UNFINISHED} --out runs --resume"
     if change == "one more":
         shutil.copy("shapes/top/3.png", "shapes/top/33.png")
-    else:
+    elif change == "another name":
         Path("shapes/unlabeled").mkdir(exist_ok=True)
         Path("shapes/top/0.png").rename("shapes/unlabeled/0.png")
     capsys.readouterr()
     assert run(line) == 2
-    assert "semigen: error: --resume: expected n_" in capsys.readouterr().err
+    name = {"one more": "n_images", "another name": "n_", "others are labelled": "labeled_index"}
+    assert f"semigen: error: --resume: expected {name[change]}" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("default")
@@ -765,6 +769,29 @@ def test_evaluate_measures_drawings_of_digits(tmp_path, mnist, capsys, monkeypat
     assert run(f"evaluate {tmp_path}/run --samples-per-class 100") == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "real_test: expected at least 100 images" in err
+
+
+@pytest.mark.parametrize(("n_classes", "n_labeled"), [(10, 100), (3, 99), (47, 94), (150, 150)])
+def test_default_labels_are_as_many_of_each_class(
+    n_classes, n_labeled, tmp_path, monkeypatch
+) -> None:
+    images = torch.zeros(40 * n_classes, 1, 28, 28, dtype=torch.uint8)
+    one = ImageSet(images, torch.arange(len(images)) % n_classes)
+    names = tuple(f"class {k}" for k in range(n_classes))
+    monkeypatch.setattr(cli, "load_images", lambda *_, **__: ImageData("glyphs", names, one, one))
+    assert run(f"train --data Glyphs --steps 1 --quiet --out {tmp_path}/run {SMALL}") == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["n_labeled"] == n_labeled and config["n_images"] == len(images)
+    assert config["data"] == "glyphs", "under whatever name it was asked for"
+
+
+def test_a_file_name_of_other_bytes_loses_no_prediction(workspace, tmp_path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "images").mkdir()
+    shutil.copy(workspace / "shapes/top/3.png", tmp_path / "images" / name)
+    path = tmp_path / "predictions.csv"
+    assert run(f"predict {workspace}/runs/combined {tmp_path}/images --out {path}") == 0
+    assert b"caf\xe9.png,top" in path.read_bytes() or b"caf\xe9.png,left" in path.read_bytes()
 
 
 def test_evaluate_says_that_the_folder_has_changed(

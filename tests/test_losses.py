@@ -659,3 +659,10 @@ def test_entropy_and_balance_between_their_limits() -> None:
 def test_information_is_entropy_and_balance() -> None:
     both = entropy_loss(LOGITS) + balance_loss(LOGITS)
     torch.testing.assert_close(information_loss(LOGITS) + math.log(4), both)
+
+
+def test_the_cost_of_a_single_image_has_no_mean_to_lean_on() -> None:
+    logits = torch.zeros(1, 3, requires_grad=True)
+    loss = sampled_marginal_loss(logits, torch.tensor([1]), torch.tensor([5.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(5 - math.log(3)) and logits.grad.isfinite().all()

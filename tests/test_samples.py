@@ -311,10 +311,11 @@ def test_score_with_a_class_that_no_test_image_shows() -> None:
 
 def test_score_sees_drawings_only(monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(module, "train", lambda method, split, **_: seen.append(split))
+    monkeypatch.setattr(module, "train", lambda *given, **_: seen.append(given))
     test, drawn = tiny_images(2, seed=2), tiny_images(3, seed=3)
     classification_accuracy_score(drawn.images, drawn.labels, test)
-    (split,) = seen
+    ((reader, split),) = seen
+    assert reader.config.augment == 1, "the score was measured with views"
     assert split.images.equal(drawn.images) and split.labels.equal(drawn.labels)
     assert split.n_labeled == len(split) == 30 and split.validation is None
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -559,13 +560,24 @@ def test_minutes_end_in_time(make_method, tiny_split) -> None:
     assert history["seconds"] == sorted(history["seconds"])
 
 
-def test_getting_ready_is_no_part_of_the_schedule(make_method, tiny_split, tmp_path) -> None:
-    begun, seen = [], []
+def test_getting_ready_is_no_part_of_the_schedule(
+    make_method, tiny_split, tmp_path, monkeypatch
+) -> None:
+    """The clock is ours: to get ready takes 30 of 60 seconds, and every step takes one."""
+    now, begun, seen = [0.0], [], []
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow(Toy):
+        players = {"both": ("first", "second", "norm")}
+
+        def updates(self, batch):
+            now[0] += 1.0
+            for _, terms in super().updates(batch):
+                yield "both", {name: term for name, term in terms.items() if name == "noisy"}
+                return
+
         def prepare(self, pool, labels, progress) -> bool:
-            if not begun:
-                time.sleep(0.6)
+            now[0] += 0.0 if begun else 30.0
             begun.append(progress)
             return False
 
@@ -573,24 +585,19 @@ def test_getting_ready_is_no_part_of_the_schedule(make_method, tiny_split, tmp_p
             seen.append(progress)
             return super().rate_factor(progress)
 
-    minutes = {"minutes": 1.0 / 60, "progress": False}
-    run(make_method, tiny_split, steps=1)  # the first optimiser of a process costs seconds
-    start = time.perf_counter()
-    train(make_method(Slow), tiny_split, states=tmp_path, **minutes)
-    assert time.perf_counter() - start < 5.0, "and still it ends in time"
-    assert seen[0] == 0.0 and seen[2] < 0.3, "two players; with the sleep it would be 0.6"
-    assert 0.8 < seen[-1] < 1.0 and len(seen) > 9
-    before = len(seen)
-    train(
-        make_method(Slow),
-        tiny_split,
-        states=tmp_path,
-        resume=True,
-        minutes=2.0 / 60,
-        progress=False,
-    )
-    expected = (1.0 - 0.6) / (2.0 - 0.6)
-    assert abs(seen[before] - expected) < 0.1, "a resumed run knows when it was ready"
+    def go_on(minutes: float, **arguments) -> None:
+        train(make_method(Slow), tiny_split, minutes=minutes, progress=False, states=tmp_path,
+              **arguments)  # fmt: skip
+
+    go_on(1.0)
+    assert seen == pytest.approx([step / 30 for step in range(30)]), "and still it ends in time"
+    go_on(1.5, resume=True)
+    expected = [step / 60 for step in range(30, 60)]
+    assert seen[30:] == pytest.approx(expected), "a resumed run knows when it was ready"
+    begun.clear()
+    seen.clear()
+    train(make_method(Slow), tiny_split, minutes=0.25, progress=False)
+    assert seen == [0.0], "who gets ready for longer than the run takes one step"
 
 
 def test_the_shortest_run_is_one_step(make_method, tiny_split) -> None:

@@ -7,7 +7,7 @@ The graph alone is measured on the images of the pool whose labels it was not to
 and with it the whole method, on the test images, once per run. Nothing is chosen by either.
 
 On one thread, the edges of a kind of feature take about a minute, a run of the graph seconds, a run
-of the student a quarter of a minute.
+of the student another minute.
 """
 
 from __future__ import annotations

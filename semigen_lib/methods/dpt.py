@@ -70,12 +70,13 @@ class Dpt(Propagate):
         later = progress < self.config.retrain_at or not self.memory["read"]
         if later or "drawings" in self.memory:
             return begins
-        requests = torch.arange(self.n_classes, device=pool.device).repeat(self.config.n_drawings)
+        device = self.memory["weights"].device
+        requests = torch.arange(self.n_classes, device=device).repeat(self.config.n_drawings)
         with torch.no_grad():
             parts = [self.generate(part) for part in requests.split(500)]
         self.memory["drawings"] = (torch.cat(parts) * 255).round().to(torch.uint8)
         self.memory["names"] = torch.cat([self.memory["names"], requests])
-        sure = torch.ones(len(requests), device=pool.device)
+        sure = torch.ones(len(requests), device=device)
         self.memory["weights"] = torch.cat([self.memory["weights"], sure])
         return True
 
