@@ -95,8 +95,10 @@ def test_a_run_goes_on_after_every_failure(tmp_path: Path) -> None:
 
 @needs_sandbox
 @fault
-def test_a_dead_kernel_is_said_to_be_dead(tmp_path: Path) -> None:
-    outcome, facts, output = execute(tmp_path, "print(1)", "import os; os._exit(0)", "print(2)")
+@pytest.mark.parametrize("seconds", [0, 1], ids=["at-once", "after-it-said-that-it-began"])
+def test_a_dead_kernel_is_said_to_be_dead(tmp_path: Path, seconds: int) -> None:
+    killer = f"import os, time; time.sleep({seconds}); os._exit(0)"
+    outcome, facts, output = execute(tmp_path, "print(1)", killer, "print(2)")
     assert outcome.status == "finished", outcome
     assert (facts["ran"], facts["kernel_died"]) == (1, True)
     assert "Kernel died" in facts["error"]

@@ -70,10 +70,13 @@ def run_notebook(inputs: Path, output: Path) -> None:
         notebook = nbformat.read(executed, as_version=4)
         cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     outputs = [entry for cell in cells for entry in cell.outputs if entry.output_type == "error"]
+    # A kernel that dies may or may not have said that it began the cell which killed it.
+    started = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
+    ended = started[:-1] if died else started
     error = " ".join([f"{entry.ename}: {entry.evalue}" for entry in outputs[:1]] or [error])
     facts = {
         "cells": len(cells),
-        "ran": sum(cell.execution_count is not None for cell in cells),
+        "ran": sum(cell.execution_count is not None for cell in ended),
         "error": " ".join(error.split())[:LONGEST],
         "kernel_died": died,
     }
