@@ -302,14 +302,14 @@ def oriented_gradients(images: Tensor, *, block: int = 1000) -> Tensor:
     Parameters
     ----------
     images : Tensor
-        Floating point, shape (N, C, H, W); channels are added up.
+        Floating point, shape (N, C, H, W); each channel has edges of its own.
     block : int
         Images handled at a time; it changes memory only.
 
     Returns
     -------
     Tensor
-        float32, shape (N, 8 * ceil(H / 3) * ceil(W / 3)); rows have length 1, a blank image 0.
+        float32, shape (N, C * 8 * ceil(H / 3) * ceil(W / 3)); rows have length 1, a blank image 0.
 
     Source: Dalal and Triggs 2005, "Histograms of Oriented Gradients for Human Detection".
     Shown in: book/07_learning_from_few_labels.ipynb
@@ -322,13 +322,14 @@ def oriented_gradients(images: Tensor, *, block: int = 1000) -> Tensor:
     across = wide.view(1, 1, 1, -1).expand(_DIRECTIONS, 1, 1, -1)
     parts = []
     for part in images.split(block):
-        gradient = F.conv2d(part.float().sum(1, keepdim=True), derivative, padding=2)
+        gradient = F.conv2d(part.float().flatten(0, 1)[:, None], derivative, padding=2)
         length = gradient.square().sum(1, keepdim=True).sqrt()
         cosine = F.conv2d(gradient / length.clamp(min=1e-6), facing).relu()
         found = length * cosine.pow(_SHARPNESS)
         found = F.conv2d(found, across, stride=(1, _STRIDE), padding=(0, 4), groups=_DIRECTIONS)
         found = F.conv2d(found, across.mT, stride=(_STRIDE, 1), padding=(4, 0), groups=_DIRECTIONS)
-        parts.append(F.normalize(found.flatten(1).clamp(min=0).sqrt(), dim=1))
+        found = found.clamp(min=0).sqrt().reshape(len(part), -1)  # the channels of an image again
+        parts.append(F.normalize(found, dim=1))
     return torch.cat(parts)
 
 
@@ -348,7 +349,7 @@ def distortion_distances(images: Tensor, neighbors: Tensor, *, block: int = 256)
     Parameters
     ----------
     images : Tensor
-        Floating point, shape (N, C, H, W); channels are added up.
+        Floating point, shape (N, C, H, W); squares are added up over the channels.
     neighbors : Tensor
         int64, shape (M, k), positions in ``images``; row i are neighbours of image i, so M is at
         most N.
@@ -376,11 +377,10 @@ def distortion_distances(images: Tensor, neighbors: Tensor, *, block: int = 256)
         )
     _check_neighbors(neighbors, len(images))
     slopes = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
-    gradient = F.conv2d(
-        images.float().sum(1, keepdim=True), torch.stack([slopes, slopes.T])[:, None], padding=1
-    )
+    planes = images.float().flatten(0, 1)[:, None]  # each channel has edges of its own
+    gradient = F.conv2d(planes, torch.stack([slopes, slopes.T])[:, None], padding=1)
     gradient = gradient * gradient.square().sum(1, keepdim=True).clamp(min=1e-12).pow(-0.25)
-    gradient = _without_rim(gradient)
+    gradient = _without_rim(gradient.view(len(images), -1, *gradient.shape[-2:]))
     height, width = gradient.shape[-2:]
     moving = F.pad(gradient, (1, 1, 1, 1))
     here = torch.arange(len(neighbors), device=images.device).repeat_interleave(neighbors.shape[1])

@@ -493,7 +493,7 @@ def half_bright(side: int = 28) -> torch.Tensor:
     return image
 
 
-@pytest.mark.parametrize(("shape", "length"), [((1, 28, 28), 800), ((3, 32, 20), 8 * 11 * 7)])
+@pytest.mark.parametrize(("shape", "length"), [((1, 28, 28), 800), ((3, 32, 20), 3 * 8 * 11 * 7)])
 def test_descriptions_have_length_1_and_blank_images_0(shape, length) -> None:
     images = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
     images[3] = 0
@@ -530,13 +530,13 @@ def test_turning_the_image_turns_places_and_directions(mnist) -> None:
     torch.testing.assert_close(turned.roll(2, 1), torch.rot90(upright, 1, (2, 3)))
 
 
-def test_channels_are_added_up_and_contrast_does_not_matter() -> None:
+def test_channels_stand_side_by_side_and_contrast_does_not_matter() -> None:
     images = torch.rand(4, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     found = oriented_gradients(images)
-    grey = images.sum(1, keepdim=True)
-    torch.testing.assert_close(oriented_gradients(grey), found)
-    torch.testing.assert_close(oriented_gradients(grey / 5), found)
-    assert not torch.allclose(oriented_gradients(images[:, :1]), found)
+    torch.testing.assert_close(oriented_gradients(images / 5), found)
+    lengths = [oriented_gradients(images[:, c : c + 1]) for c in range(3)]
+    for own, part in zip(lengths, found.unflatten(1, (3, 800)).unbind(1), strict=True):
+        torch.testing.assert_close(F.normalize(part, dim=1), own)
 
 
 def test_a_small_shift_changes_less_than_another_digit_does(mnist) -> None:
@@ -597,15 +597,16 @@ def test_distortion_by_hand(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 33), (1, 4, 4), (2, 1, 7)])
-def test_a_copy_is_at_distance_0_and_channels_are_added_up(shape) -> None:
+def test_a_copy_is_at_distance_0_and_every_channel_counts(shape) -> None:
     images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(1))
     images[3] = images[0]
     pairs = torch.tensor([[3, 1], [2, 0], [0, 1], [0, 2]])
     found = distortion_distances(images, pairs)
     assert found[0, 0] < 1e-9 * found.max() and (found >= 0).all(), "but for rounding"
     torch.testing.assert_close(distortion_distances(images, pairs, block=3), found)
-    grey = images.sum(1, keepdim=True)
-    torch.testing.assert_close(distortion_distances(grey, pairs), found)
+    grey = images[:, :1]
+    thrice = distortion_distances(grey.expand(-1, 3, -1, -1), pairs)
+    torch.testing.assert_close(thrice, 3 * distortion_distances(grey, pairs))
     torch.testing.assert_close(distortion_distances(images, pairs[:2]), found[:2])
 
 

@@ -933,6 +933,19 @@ def test_nobody_learns_the_name_of_an_image_that_no_label_reaches(
     assert 0 < expected[30:].sum() < 30, "the test can fail"
 
 
+def test_the_graph_sees_colours() -> None:
+    """Discs at random places, half of them red and half blue: as grey images they are the same."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 80, 1, 1, generator=generator) * 8 + 10
+    places = torch.arange(28)
+    discs = (places - x).square() + (places[:, None] - y).square() < 36
+    colour = torch.arange(80) % 2
+    images = torch.zeros(80, 3, 28, 28, dtype=torch.uint8)
+    images[torch.arange(80), 2 * colour] = 255 * discs.byte()
+    neighbors, _ = find_edges(images, 4)
+    assert (colour[neighbors] == colour[:, None]).all()
+
+
 def test_names_do_not_mind_ink_on_paper(monkeypatch, mnist) -> None:
     monkeypatch.setattr(propagate, "_known_edges", {})
     images = mnist.train.images[:120]
