@@ -122,8 +122,7 @@ class Rerun(NamedTuple):
 
 def track_of(method: Method) -> str:
     """Return the track a method is in: ``"augmented"`` if it trains on augmented views."""
-    augments = getattr(method.config, "augment", 0) or getattr(method, "augments", False)
-    return TRACKS[bool(augments)]
+    return TRACKS[bool(getattr(method.config, "augment", 0))]
 
 
 def plan_cells(
@@ -156,7 +155,12 @@ def plan_cells(
     ValueError
         If one of the cells could not be run, or would be in another track.
     """
-    data = load_images(common["data"], image_size=common["image_size"], channels=common["channels"])
+    size, channels = common["image_size"], common["channels"]
+    for name in methods:  # refused before minutes are spent on reading images
+        build_method(name, (channels, size, size), 2, common["settings"])
+    data = load_images(common["data"], image_size=size, channels=channels)
+    for note in data.notes:
+        warnings.warn(note, stacklevel=2)
     if data.name.startswith("folder:"):  # found again from elsewhere
         common = {**common, "data": str(Path(common["data"]).resolve())}
     for n_labeled in budgets:

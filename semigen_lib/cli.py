@@ -126,7 +126,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     add = command.add_argument
     add("--data", default="mnist", help="mnist, another data set's name, or a FOLDER with one "
-        "sub-folder per class, optionally unlabeled/ and test/ (default: mnist)")  # fmt: skip
+        "sub-folder per class, optionally unlabeled/ and test/; ./usps is a folder, "
+        "usps a data set (default: mnist)")  # fmt: skip
     add("--method", default="combined", help=f"one of {', '.join(METHODS)}, or best: the one that "
         "reads best with so many labels (default: combined)")  # fmt: skip
     add("--labels", type=int, help="how many images keep their label, the same number of "
@@ -135,7 +136,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--label-seed", type=int, help="of the choice of labels only (default: the seed)")
     add("--steps", type=int, help=f"how many steps (default: {DEFAULT_STEPS})")
     add("--minutes", type=float, help="how many minutes, instead of steps")
-    add("--image-size", type=int, default=28, help="side in pixels, for folders (default: 28)")
+    add("--image-size", type=int, default=28, help="side in pixels (default: 28)")
     add("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (default: 1)")
     add("--stream", choices=STREAM, default="auto", help="whether the images of a folder stay in "
         "their files and are read while training: auto, if they would take more than a quarter "
@@ -212,6 +213,9 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
     if options.steps is None and options.minutes is None:
         options.steps = DEFAULT_STEPS
     check_duration(options.steps, options.minutes)
+    if options.method != "best":  # refused before minutes are spent on reading images
+        shape = (options.channels, options.image_size, options.image_size)
+        build_method(options.method, shape, 2, parse_settings(options.set))
     data = load_images(
         options.data,
         image_size=options.image_size,
@@ -468,6 +472,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if (n := config.get("n_images", len(data.train))) != len(data.train):
         say(f"{data.name}: {n} training images in the run, {len(data.train)} now: without a test "
             "folder, some images that it is tested on may have been learnt")  # fmt: skip
+    for note in data.notes:
+        say(note)
     figures = {
         "method": config["method"],
         "n_test": len(data.test),
@@ -487,8 +493,15 @@ def sample_figures(
 ) -> dict[str, object]:
     """Return what drawings of a run are worth, as far as it can be said for its data."""
     if config["data"] != "mnist" or config["image_shape"] != [1, 28, 28]:
-        say(f"no judge comes with the package for {data.name}: drawings are not measured")
+        size = "{} x {} x {}".format(*config["image_shape"])
+        say(f"no judge comes with the package for {data.name} as {size}: drawings are not measured")
         return {}
+    most = int(data.test.labels.bincount().min())
+    if per_class > most:
+        raise ValueError(
+            f"--samples-per-class: expected at most {most}, the test images of a class, "
+            f"got {per_class}"
+        )
     requests = torch.arange(data.n_classes).repeat_interleave(per_class)
     seed_everything(config.get("seed", 0))
     samples = draw(method, requests)

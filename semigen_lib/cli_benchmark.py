@@ -22,7 +22,7 @@ from semigen_lib.benchmark import (
 from semigen_lib.checkpoint import write_atomically
 from semigen_lib.console import DEFAULT_STEPS, add_device, parse_settings, say
 from semigen_lib.methods import METHODS
-from semigen_lib.runtime import PRECISIONS
+from semigen_lib.runtime import PRECISIONS, pick_device
 from semigen_lib.training import check_duration
 
 __all__ = [
@@ -60,7 +60,7 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     add("--data", default="mnist", help="as for semigen train (default: mnist)")
     add("--steps", type=int, help=f"how many steps a cell (default: {DEFAULT_STEPS})")
     add("--minutes", type=float, help="how many minutes a cell, instead of steps")
-    add("--image-size", type=int, default=28, help="side in pixels, for folders (default: 28)")
+    add("--image-size", type=int, default=28, help="side in pixels (default: 28)")
     add("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (default: 1)")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting that all "
         "these methods have; repeatable")  # fmt: skip
@@ -81,9 +81,13 @@ def whole_numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
-    if not numbers:
-        raise ValueError(f"expected a range that rises, got {text}")
+        try:
+            run = range(int(first), int(last or first) + 1)
+        except ValueError:
+            run = range(0)
+        if not run:
+            raise argparse.ArgumentTypeError(f"expected numbers as 0,3 or 0-4, got {part!r}")
+        numbers += run
     return numbers
 
 
@@ -116,6 +120,8 @@ def _planned_cells(options: argparse.Namespace) -> list[Cell]:
     if options.steps is None and options.minutes is None:
         options.steps = DEFAULT_STEPS
     check_duration(options.steps, options.minutes)
+    if options.scheduler is None:  # its workers have devices of their own
+        pick_device(options.device)
     common = {
         "data": options.data,
         "image_size": options.image_size,

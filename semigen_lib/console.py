@@ -42,6 +42,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: expected what {self.prog} -h says, got: {message}\n")
 
 
+def _whole(digits: str) -> float:
+    return int(digits) if len(digits) < 20 else float(digits)  # infinite, and so out of range
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     """Let a command take ``--device``."""
     command.add_argument("--device", default="auto", choices=DEVICES, help="default: auto")
@@ -58,7 +62,7 @@ def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, flo
         if not equals:
             raise ValueError(f"{option}: expected NAME=VALUE, got {pair!r}")
         try:
-            settings[name] = json.loads(value)
+            settings[name] = json.loads(value, parse_int=_whole)
         except (ValueError, RecursionError):
             settings[name] = value
     return settings
@@ -81,11 +85,11 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, (ValueError, JobsError, SandboxError, TrainingError)):
         return sentence
     if isinstance(error, OSError):
-        where = error.filename or "input or output"
+        where = error.filename2 or error.filename or "input or output"
         return f"{where}: expected to read or write it, got {error.strerror or sentence}"
     if sentence.startswith("DataLoader worker"):
         return f"workers: expected the processes that read images to go on, got {sentence}"
-    if is_out_of_memory(error) or "memory" in sentence:
+    if is_out_of_memory(error) or "out of memory" in sentence:
         return f"memory: expected enough for this size of images, batch and method, got {sentence}"
     if "gloo" in sentence or "NCCL" in sentence:
         return f"processes: expected all of them to go on, got {sentence}"

@@ -45,7 +45,10 @@ def joined_processes(device: torch.device) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if rank >= count:
+            raise ValueError(f"processes: expected at most one a CUDA device, {count}, got more")
+        torch.cuda.set_device(rank)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield

@@ -156,33 +156,25 @@ def show_images(
     ax.imshow(grid, interpolation="nearest")
     ax.set_axis_off()
     height, width = tiles.shape[1] + _GAP, tiles.shape[2] + _GAP
+    style = {"textcoords": "offset points", "annotation_clip": False, "parse_math": False}
+    above = {"xytext": (0, 4), "ha": "center", "va": "bottom", **style}
+    beside = {"xytext": (-5, 0), "ha": "right", "va": "center", **style}
     texts = [
-        ax.annotate(
-            text,
-            ((i + 0.5) * width, -0.5),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            annotation_clip=False,
-        )
+        ax.annotate(_drawable(text), ((i + 0.5) * width, -0.5), **above)
         for i, text in enumerate(titles or ())
     ] + [
-        ax.annotate(
-            text,
-            (-0.5, (i + 0.5) * height),
-            xytext=(-5, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            annotation_clip=False,
-        )
+        ax.annotate(_drawable(text), (-0.5, (i + 0.5) * height), **beside)
         for i, text in enumerate(row_titles or ())
     ]
     if own:
         scale = max(1, _GRID_WIDTH // grid.shape[1]) if scale is None else _positive(scale, "scale")
         _fit_figure(ax, grid.shape[1] * scale, grid.shape[0] * scale, texts)
     return ax
+
+
+def _drawable(text: str) -> str:
+    """Return a text whose bytes that are no UTF-8, as a folder's name may have, are spelt out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def grid_png(

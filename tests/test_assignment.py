@@ -188,6 +188,10 @@ def test_assignments_are_no_chapters() -> None:
         ),
         (lambda nb: nb.cells[1].metadata.pop("tags"), "expected one cell tagged parameters"),
         (
+            lambda nb: nb.cells[1].update(source="seed: int = "),
+            "expected parameters that are Python, got invalid syntax",
+        ),
+        (
             lambda nb: cell_of(nb, "best-score-tests").update(source="assert True"),
             "best-score-tests: expected one task in the hidden tests, got 0",
         ),

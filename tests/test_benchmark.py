@@ -444,6 +444,8 @@ BAD = {
     "seed not a number": f"{ASKED} --seeds a-b --out new",
     "negative seed": f"{ASKED} --seeds=-1 --out new",
     "seeds that fall": f"{ASKED} --seeds 4-2 --out new",
+    "a part of the seeds that falls": f"{ASKED} --seeds 0,3-1 --out new",
+    "cuda without one": f"{ASKED} --device cuda --out new",
     "no steps": f"{ASKED} --steps 0 --out new",
     "steps and minutes": f"{ASKED} --minutes 1 --out new",
     "no jobs": f"{ASKED} --jobs 0 --out new",
@@ -458,10 +460,32 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_line_and_runs_nothing(line, here, ran, capsys) -> None:
+def test_bad_input_is_one_line_and_runs_nothing(line, here, ran, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(f"benchmark --jobs 1 --quiet {line}") == 2
     one_line(capsys)
     assert not ran and not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    "options", ["--methods gan", "--set nonsuch=1", "--methods supervised --image-size 30"]
+)
+def test_what_can_be_refused_at_once_is_refused_before_images_are_read(
+    options, here, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(benchmark, "load_images", None)
+    assert run(f"benchmark --jobs 1 --quiet {ASKED} {options} --out new") == 2
+    one_line(capsys)
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_is_to_be_said_of_the_images_is_said(here, capsys) -> None:
+    Path("untested").mkdir()
+    for kind in "abc":
+        shutil.copytree(f"shapes/{kind}", f"untested/{kind}")
+    line = f"{ASKED} --methods supervised --labels 3 --seeds 0 --data untested --out new"
+    assert bench(line) == 0
+    assert "warning: untested has no test images" in capsys.readouterr().err
 
 
 def test_without_a_cluster_it_says_so(here, monkeypatch, capsys) -> None:
@@ -490,11 +514,6 @@ def test_numbers_and_ranges() -> None:
 def test_the_track_is_what_the_method_does(make_method) -> None:
     assert track_of(make_method("supervised")) == "plain"
     assert track_of(make_method("supervised", augment=1)) == "augmented"
-
-    class Always(METHODS["supervised"]):
-        augments = True
-
-    assert track_of(make_method(Always)) == "augmented"
 
 
 def test_tracks_never_meet(here, capsys) -> None:

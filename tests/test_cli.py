@@ -220,6 +220,11 @@ BAD = {
     "setting list": f"{TRAIN} --set batch_size=[8]",
     "setting deep": f"{TRAIN} --set batch_size={'[' * 5000}",
     "setting negative": f"{TRAIN} --set learning_rate=-1",
+    "setting astronomic": f"{TRAIN} --set learning_rate=1{'0' * 400}",
+    "setting of many digits": f"{TRAIN} --set batch_size=1{'0' * 5000}",
+    "views without bounds": f"{TRAIN} --method fixmatch --set strength=1000000",
+    "views turned round": f"{TRAIN} --method fixmatch --set strength=-3",
+    "a search that cannot begin": f"{TRAIN} --method vat --set probe=0",
     "setting NaN": f"{TRAIN} --set learning_rate=NaN",
     "target NaN": f"{TRAIN} --method lsgan --set real_target=NaN",
     "weight endless": f"{TRAIN} --set reconstruction_weight=Infinity",
@@ -326,6 +331,28 @@ def test_bad_input_is_one_line_and_changes_nothing(line, workspace, capsys, monk
     assert err.startswith("semigen") and err.endswith("\n") and err.count("\n") == 1, err
     assert "expected " in err and "got" in err and "Traceback" not in err, err
     assert snapshot(workspace) == before
+
+
+@pytest.mark.parametrize("options", ["--method gan", "--image-size 30", "--set nonsuch=1"])
+def test_what_can_be_refused_at_once_is_refused_before_images_are_read(
+    options, workspace, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(cli, "load_images", None)
+    assert run(f"{TRAIN} {options}") == 2
+    assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["combined", "supervised"])
+def test_classes_of_any_name_get_their_picture(method, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("shapes"), test=True)
+    for place in ("shapes", "shapes/test"):
+        Path(f"{place}/top").rename(f"{place}/cost_$_$")
+        os.rename(f"{place}/left", os.fsencode(f"{place}/left") + b"\xff")
+    line = f"train --data shapes --method {method} --steps 1 --quiet --out run {small(method)}"
+    assert run(line) == 0, capsys.readouterr().err
+    assert {path.name for path in Path("run").iterdir()} >= RESULTS
 
 
 def test_the_table_is_long_enough() -> None:
@@ -768,7 +795,7 @@ def test_evaluate_measures_drawings_of_digits(tmp_path, mnist, capsys, monkeypat
     # More drawings than there are real ones to compare them with.
     assert run(f"evaluate {tmp_path}/run --samples-per-class 100") == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "real_test: expected at least 100 images" in err
+    assert out == "" and err.count("\n") == 1 and "--samples-per-class: expected at most" in err
 
 
 @pytest.mark.parametrize(("n_classes", "n_labeled"), [(10, 100), (3, 99), (47, 94), (150, 150)])
@@ -898,6 +925,9 @@ def test_training_that_goes_wrong_names_step_and_term(
         (MemoryError(), "memory: expected enough for this size of images, batch and method, got "),
         (RuntimeError("CUDA out of memory.\nTried"), "memory: expected enough for this size of "
          "images, batch and method, got CUDA out of memory. Tried"),
+        (OSError(21, "Is a directory", ".x.tmp", None, "x"), "x: expected to read or write it, "
+         "got Is a directory"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],
 )  # fmt: skip

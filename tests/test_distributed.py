@@ -24,6 +24,7 @@ from semigen_lib.distributed import (
     average,
     average_gradients,
     is_first,
+    joined_processes,
     largest,
     part_of_processes,
     whole_batch,
@@ -75,6 +76,17 @@ def test_alone_nothing_changes() -> None:
         inside = torch.randn(3)
     torch.manual_seed(0)
     assert torch.equal(torch.randn(3), inside)
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(ValueError, match="processes: expected at most one a CUDA device, 1, got"),
+        joined_processes(torch.device("cuda")),
+    ):
+        pass
 
 
 def test_processes_share_a_batch_without_duplicates(tiny_split) -> None:

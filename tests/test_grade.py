@@ -192,6 +192,8 @@ def test_a_grader_error_has_no_score_and_is_tried_again(here, monkeypatch, capsy
         ("grade in --assignment T1.ipynb --out grades --runs 0", "runs"),
         ("grade in --assignment T1.ipynb --out grades --secret-file none", "none"),
         ("grade in --assignment T1.ipynb --out grades --secret-file short", "16 bytes"),
+        ("grade in --assignment T1.ipynb --out in/grades", "not among the submissions"),
+        ("grade in --assignment T1.ipynb --out in", "not among the submissions"),
         ("grade in --assignment T1.ipynb", "--out"),
     ],
 )

@@ -89,6 +89,13 @@ def test_a_tests_cell_declares_one_task(hidden) -> None:
         collect_tasks(source, "mean", 1)
 
 
+@pytest.mark.parametrize(("hidden", "why"), [("x = 1 +", "SyntaxError"), ("y", "NameError")])
+def test_a_tests_cell_with_a_mistake_is_one_line(hidden, why) -> None:
+    source = f"### BEGIN HIDDEN TESTS\n{hidden}\n### END HIDDEN TESTS"
+    with pytest.raises(ValueError, match=f"mean: expected hidden tests that run, got {why}"):
+        collect_tasks(source, "mean", 1)
+
+
 def test_cases_come_from_the_seed() -> None:
     first, again, other = (make_cases(task(), seed) for seed in (1, 1, 2))
     assert np.array_equal(first[0]["score"], again[0]["score"])
@@ -106,7 +113,7 @@ def test_in_a_kernel_examine_judges_at_once(answer) -> None:
 
 
 def test_after_collecting_examine_judges_again() -> None:
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ValueError, match="broken: expected .*, got ZeroDivisionError"):
         collect_tasks("### BEGIN HIDDEN TESTS\n1 / 0\n### END HIDDEN TESTS", "broken", 1)
     with pytest.raises(AssertionError, match="expected a function, got nothing of this name"):
         exec(hidden_source(DECLARED), {})

@@ -262,9 +262,13 @@ def _literals(nb: Any, name: str) -> dict[str, tuple[Any, ast.expr]]:
     cells = [cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ValueError(f"{name}: expected one cell tagged parameters, got {len(cells)}")
+    try:
+        lines = ast.parse(cells[0].source).body
+    except SyntaxError as error:
+        raise ValueError(f"{name}: expected parameters that are Python, got {error}") from None
     return {
         line.target.id: (ast.literal_eval(line.value), line.value)
-        for line in ast.parse(cells[0].source).body
+        for line in lines
         if isinstance(line, ast.AnnAssign)
     }
 

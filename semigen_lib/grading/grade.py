@@ -87,6 +87,8 @@ def grade_folder(
     for name, number in (("jobs", jobs), ("runs", 1 if runs is None else runs)):
         if number < 1:
             raise ValueError(f"{name}: expected a positive number, got {number}")
+    if out.resolve().is_relative_to(submissions.resolve()):
+        raise ValueError(f"out: expected a folder that is not among the submissions, got {out}")
     found = find_submissions(submissions.absolute())
     assignment = load_assignment(path)
     with claimed_folder(out):

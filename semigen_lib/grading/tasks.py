@@ -265,6 +265,10 @@ def collect_tasks(source: str, grade_id: str, points: float) -> list[Task | Weig
     token = _declared.set(declared)
     try:
         exec(compile(hidden_source(source), f"<{grade_id}>", "exec"), {"__name__": grade_id})
+    except Exception as error:
+        raise ValueError(
+            f"{grade_id}: expected hidden tests that run, got {one_line(error)}"
+        ) from error
     finally:
         _declared.reset(token)
     if len(declared) != 1:

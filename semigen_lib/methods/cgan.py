@@ -30,7 +30,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CganConfig(PropagateConfig):
-    """Settings of :class:`Cgan`; those of the student are those of ``propagate``."""
+    """Settings of :class:`Cgan`; those of the student are those of ``propagate``.
+
+    ``learning_rate``, ``beta1`` and ``beta2`` are the student's, ``decay_from`` is the game's.
+    """
 
     latent_dim: int = 64  # Z, the length of the noise
     generator_width: int = 24

@@ -11,7 +11,6 @@ velocity, and whoever follows it backwards from fresh noise arrives at a new ima
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -59,6 +58,7 @@ class Dpt(Propagate):
     Config = DptConfig
     reads = draws = draws_on_request = True
     players = {"student": ("student",), "denoiser": ("denoiser",)}
+    turning_points = ("relabel_at", "retrain_at")
 
     def __init__(self, config: DptConfig, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__(config, image_shape, n_classes)
@@ -108,13 +108,6 @@ class Dpt(Propagate):
         images = torch.cat([to_float(drawings[chosen]), batch.images[n:]])
         index = torch.cat([len(self.memory["scores"]) + chosen, batch.index[n:]])
         return batch._replace(images=images, index=index)
-
-    def rate_factor(self, progress: float) -> float:
-        """Fall along half a cosine in each stage: what is learnt is settled before it is used."""
-        edges = (0.0, self.config.relabel_at, self.config.retrain_at)
-        start = max(edge for edge in edges if edge <= progress)
-        end = min((edge for edge in edges if edge > progress), default=1.0)
-        return 0.5 * (1 + math.cos(math.pi * (progress - start) / max(end - start, 1e-9)))
 
     def velocity(self, noisy: Tensor, time: float, labels: Tensor) -> Tensor:
         """Return where noisy images ``(B, C, H, W)`` of classes ``(B,)`` move, with guidance."""

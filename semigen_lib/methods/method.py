@@ -40,10 +40,10 @@ class MethodConfig:
 
     batch_size: int = 64  # unlabelled images a step
     labeled_batch_size: int = 32  # labelled images a step; they repeat when there are fewer
-    learning_rate: float = 1e-3  # Adam's, the same for every player
+    learning_rate: float = 1e-3  # Adam's, of every player that has no rate of its own
     beta1: float = 0.9  # Adam's memory of gradients; games want less of it
     beta2: float = 0.99
-    decay_from: float = 0.6  # the fraction of the run after which the rate falls to 0
+    decay_from: float = 0.6  # the fraction of the run after which a rate falls to 0 in a line
     ema_decay: float = 0.999  # of the averaged weights that predict and generate
 
     def __post_init__(self) -> None:
@@ -72,12 +72,14 @@ _RANGES = {
     "guidance": (0.0, 100.0),
     "keep": (0.0, 1.0),
     "keep_later": (0.0, 1.0),
+    "probe": (1e-6, _LARGEST),
     "q": (0.01, 1.0),
     "ramp": (0.0, 1.0),
     "redraws": (0, 100),
     "relabel_at": (0.0, 1.0),
     "retrain_at": (0.0, 1.0),
     "share": (0.0, 1.0),
+    "strength": (0.0, 10.0),
     "sure": (0.0, 1.0),
     "threshold": (0.0, 1.0),
     **dict.fromkeys(("learning_rate", "discriminator_rate", "generator_rate"), (0.0, 1.0)),

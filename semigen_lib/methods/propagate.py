@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PropagateConfig(MethodConfig):
-    """Settings of :class:`Propagate`."""
+    """Settings of :class:`Propagate`; its rate falls along cosines, whatever ``decay_from`` is."""
 
     width: int = 32
     batch_size: int = 128
@@ -72,6 +72,7 @@ class Propagate(Method):
     reads = looks_at_pool = True
     prefers_bf16 = True
     players = {"student": ("student",)}
+    turning_points = ("relabel_at",)  # settings: where in the run a stage of the student begins
 
     def __init__(self, config: PropagateConfig, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__(config, image_shape, n_classes)
@@ -79,6 +80,7 @@ class Propagate(Method):
 
     def prepare(self, pool: Tensor, labels: Tensor, progress: float) -> bool:
         """Name the pool with the graph before the first step, and with the student's help later."""
+        super().prepare(pool, labels, progress)
         device = next(self.parameters()).device  # a pool too large for it stays in main memory
         if not self.memory:
             at_hand = labels.to(pool.device)
@@ -120,11 +122,9 @@ class Propagate(Method):
 
     def rate_factor(self, progress: float) -> float:
         """Fall along half a cosine in each stage: what is learnt is settled before it is used."""
-        start, end = (
-            (0.0, self.config.relabel_at)
-            if progress < self.config.relabel_at
-            else (self.config.relabel_at, 1.0)
-        )
+        edges = [0.0, *(getattr(self.config, name) for name in self.turning_points), 1.0]
+        start = max(edge for edge in edges[:-1] if edge <= progress)
+        end = min((edge for edge in edges if edge > progress), default=1.0)
         return 0.5 * (1 + math.cos(math.pi * (progress - start) / max(end - start, 1e-9)))
 
     def predict(self, images: Tensor) -> Tensor:
