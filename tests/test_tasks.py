@@ -173,7 +173,27 @@ def test_step_shows_what_became_of_a_network() -> None:
             D[2].bias -= 0.5
 
     got = run_driver(lambda D, x: descend(D, x) or 0.0, "step", {"D": network(), "x": 1})
-    assert got["weights.D.2.bias"].tolist() == [0.5] and got["weights.D.0.bias"].tolist() == [0, 0]
+    assert got["weights.D.2.bias"].tolist() == [0.0], "two steps down from 1"
+    assert got["weights.D.0.bias"].tolist() == [0, 0] and {"value.0", "value.1"} <= got.keys()
+
+
+def test_changed_inputs_are_seen() -> None:
+    inputs = {"x": np.zeros(2)}
+    got = run_driver(lambda x: x + 1, "call_and_look", inputs)
+    assert got["value"].tolist() == [1, 1] and got["afterwards.x"].tolist() == [0, 0]
+    assert run_driver(lambda x: x.add_(1), "call_and_look", inputs)["afterwards.x"].tolist() == [
+        1,
+        1,
+    ]
+
+
+def test_terms_in_a_dictionary_have_gradients() -> None:
+    terms = {name: np.array(value, "float32") for name, value in (("a", 2), ("b", 1))}
+    inputs = {"terms": terms, "weight": 3.0}
+    got = run_driver(lambda terms, weight: weight * terms["a"] + terms["b"], "gradients", inputs)
+    assert (got["value"], got["gradient.terms.a"], got["gradient.terms.b"]) == (7, 3, 1)
+    got = run_driver(lambda terms, weight: terms["a"].detach() * weight, "gradients", inputs)
+    assert (got["value"], got["gradient.terms.a"]) == (6, 0)
 
 
 class Wide(nn.Module):

@@ -143,6 +143,11 @@ def _call(function: Callable, inputs: dict[str, Any]) -> Any:
     return {"value": function(**inputs)}
 
 
+def _call_and_look(function: Callable, inputs: dict[str, Any]) -> Any:
+    """Return ``value`` too, and the inputs ``afterwards``: they shall be as they were."""
+    return {"value": function(**inputs), "afterwards": inputs}
+
+
 def _gradients(function: Callable, inputs: dict[str, Any]) -> Any:
     """Return value and gradients of its sum, as ``gradient.<input>``; 0 where none arrives.
 
@@ -154,8 +159,9 @@ def _gradients(function: Callable, inputs: dict[str, Any]) -> Any:
         value = inputs[name]
         if isinstance(value, nn.Module):
             sources |= {f"{name}.{inner}": p for inner, p in value.named_parameters()}
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            sources[name] = value.requires_grad_()
+        for inner, part in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(part, Tensor) and part.is_floating_point():
+                sources[f"{name}.{inner}".rstrip(".")] = part.requires_grad_()
     value = function(**inputs)
     total = sum(part.sum() for part in _tensors_of(value) if part.requires_grad)
     gradients: Iterable[Tensor | None] = [None] * len(sources)
@@ -181,11 +187,14 @@ def _tensors_of(value: Any) -> list[Tensor]:
 
 
 def _step(function: Callable, inputs: dict[str, Any]) -> Any:
-    """Return value and the parameters of every network afterwards, as ``weights.<input>``."""
-    value = function(**inputs)
+    """Call twice; return values, and the parameters of networks, as ``weights.<input>``.
+
+    What a first step leaves behind, such as a gradient, shows in the second.
+    """
+    values = [function(**inputs) for _ in range(2)]
     networks = {name: part for name, part in inputs.items() if isinstance(part, nn.Module)}
     return {
-        "value": value,
+        "value": values,
         "weights": {name: dict(part.named_parameters()) for name, part in networks.items()},
     }
 
@@ -210,6 +219,7 @@ def _build(function: Callable, inputs: dict[str, Any]) -> Any:
 
 DRIVERS: dict[str, Callable[[Callable, dict[str, Any]], Any]] = {
     "call": _call,
+    "call_and_look": _call_and_look,
     "gradients": _gradients,
     "step": _step,
     "build": _build,

@@ -50,6 +50,7 @@ MUTANTS = [
         "one label for each",
     ),
     ("hide-labels-tests", "    return hidden", "    return hidden != UNLABELED", "true or false"),
+    ("hide-labels-tests", "    return hidden", "    return labels.copy_(hidden)", "new tensor"),
     (
         "hide-labels-tests",
         "    hidden[labeled_index] = labels[labeled_index]",
@@ -93,6 +94,19 @@ MUTANTS = [
         "each training image",
     ),
     ("find-leaks-tests", "in known for", "not in known for", "wrong way round"),
+    (
+        "find-leaks-tests",
+        "    known = {",
+        "    train_images, test_images = train_images[:, :1], test_images[:, :1]\n    known = {",
+        "every channel",
+    ),
+    (
+        "find-leaks-tests",
+        "    known = {",
+        "    train_images, test_images = (x[:, :, :1] for x in (train_images, test_images))\n"
+        "    known = {",
+        "every row",
+    ),
     (
         "find-leaks-tests",
         "for image in train_images}",

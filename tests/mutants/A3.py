@@ -8,6 +8,7 @@ MUTANTS = [
         "swapped",
     ),
     ("best-score-tests", "/ total.clamp(min=1e-30)", "", "p + q"),
+    ("best-score-tests", "/ total.clamp(min=1e-30)", "/ (total + 1e-9)", "small number"),
     ("best-score-tests", "(b * real_density + a * fake_density)", "real_density", "p / (p + q)"),
     (
         "best-score-tests",
@@ -75,6 +76,7 @@ MUTANTS = [
     ),
     ("real-and-fake-tests", "logsumexp(1)", "logsumexp(0)", "axis"),
     ("real-and-fake-tests", "logsumexp(1)", "max(1).values", "largest"),
+    ("real-and-fake-tests", "class_logits.log", "class_logits.detach().log", "nothing would be"),
     (
         "real-and-fake-tests",
         "F.logsigmoid(score), F.logsigmoid(-score)",

@@ -14,11 +14,14 @@ DECODER_STEP = """    decoder_loss = adversarial_term(E, G, noise)
     G_optimizer.step()
 """
 ENCODER_STEP = """    encoder_loss = sum(encoder_terms(E, G, images, noise))
+    E_optimizer.zero_grad()
     encoder_loss.backward()
     E_optimizer.step()
 """
 
-BOTH_LOSSES = """    encoder_loss = sum(encoder_terms(E, G, images, noise))
+BOTH_LOSSES = """    E_optimizer.zero_grad()
+    G_optimizer.zero_grad()
+    encoder_loss = sum(encoder_terms(E, G, images, noise))
     decoder_loss = adversarial_term(E, G, noise)
 """
 EACH_ITS_OWN = """    encoder_loss.backward()
@@ -41,6 +44,7 @@ MUTANTS = [
         "multiply",
     ),
     ("objective-tests", SUM, "-" + SUM, "sign"),
+    ("objective-tests", SUM, f"{SUM}.detach()", "no gradient"),
     ("classification-term-tests", MEAN, "(costs * known).mean()", "whole batch"),
     ("classification-term-tests", MEAN, "(costs * known).sum()", "a sum"),
     ("classification-term-tests", MEAN, "(costs * known).sum() / known.sum()", "0 / 0"),
@@ -155,12 +159,10 @@ MUTANTS = [
     (
         "training-step-tests",
         ENCODER_STEP + DECODER_STEP,
-        DECODER_STEP
-        + ENCODER_STEP.replace(
-            "    encoder_loss.b", "    E_optimizer.zero_grad()\n    encoder_loss.b"
-        ),
+        DECODER_STEP + ENCODER_STEP,
         "decoder moved first",
     ),
+    ("training-step-tests", "    E_optimizer.zero_grad()\n", "", "step before"),
     (
         "training-step-tests",
         "torch.optim.SGD(G.parameters(), lr=rate)",
