@@ -16,7 +16,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -49,6 +49,15 @@ MYST = {
 }
 COLAB_GUARD = 'if "google.colab" in sys.modules:'
 COLAB_INSTALL = re.compile(r'%pip install -q "semigen-lib @ git\+(\S+?)@v(\d+\.\d+\.\d+)"')
+OWN_NAMES = (  # what is bound inside stays inside
+    ast.FunctionDef,
+    ast.ClassDef,
+    ast.Lambda,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
 TIME_LINE = re.compile(r"^\*\*Time\*\* ([\d.]+) minutes on \d+ CPU cores\.$", re.MULTILINE)
 
 
@@ -213,6 +222,46 @@ def rule_exercises(nb: nbformat.NotebookNode) -> list[str]:
     return problems
 
 
+def rule_answers(nb: nbformat.NotebookNode) -> list[str]:
+    """What the student was to fill in, the solution must leave alone, or no check ever sees it."""
+    problems = []
+    for stub, solution in itertools.pairwise(nb.cells):
+        if "stub" in tags(stub) and "solution" in tags(solution):
+            taken = blanks(parsed(stub.source)) & set(bound_names(parsed(solution.source)))
+            problems += [f"{solution.id}: overwrites the answer {name}" for name in sorted(taken)]
+    return problems
+
+
+def blanks(stub: ast.Module) -> set[str]:
+    """Return the names of a stub whose value or body holds the dots that a student replaces."""
+    names = set()
+    for node in stub.body:
+        is_definition = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        parts = node.body if is_definition else [getattr(node, "value", None) or node]
+        inside = [inner for part in parts for inner in ast.walk(part)]
+        if any(isinstance(inner, ast.Constant) and inner.value is ... for inner in inside):
+            names |= set(bound_names(node))
+    return names
+
+
+def bound_names(node: ast.AST) -> Iterator[str]:
+    """Yield the names that code binds or changes where it stands, and not inside a function."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        yield node.name
+    if isinstance(node, OWN_NAMES):
+        return
+    if isinstance(node, ast.alias):
+        yield (node.asname or node.name).split(".")[0]
+    if isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
+        root = node
+        while isinstance(root, (ast.Subscript, ast.Attribute)):
+            root = root.value  # mine["a"] = 1 changes mine
+        if isinstance(root, ast.Name):
+            yield root.id
+    for child in ast.iter_child_nodes(node):
+        yield from bound_names(child)
+
+
 def rule_markdown(nb: nbformat.NotebookNode) -> list[str]:
     problems = []
     for cell in nb.cells:
@@ -299,6 +348,7 @@ RULES: list[Callable[[nbformat.NotebookNode], list[str]]] = [
     rule_code,
     rule_checks,
     rule_exercises,
+    rule_answers,
     rule_markdown,
     rule_pictures,
     rule_widgets,
@@ -443,7 +493,10 @@ def sound() -> nbformat.NotebookNode:
     for number in (1, 2):
         exercise = new_markdown_cell(f"### Exercise {number}")
         exercise.metadata["tags"] = ["exercise"]
-        cells += [exercise, cell("mine = ...", "stub"), cell("a = 1", "solution", "hide-cell")]
+        # What is given may be bound again, and inside a function names are its own.
+        stub = 'given = 2\nmine, too = ..., {"a": ...}\n\ndef own():\n    return ...'
+        solution = "given, a = 3, 1\n\ndef own_solution():\n    mine = 1\n    return mine"
+        cells += [exercise, cell(stub, "stub"), cell(solution, "solution", "hide-cell")]
         cells.append(cell('assert a == 1, "wrong"', "check", "exercise-check"))
     cells.insert(7, new_markdown_cell("## Exercises\n\nA set `{a}` and $\\{x\\}$."))
     cells.append(new_markdown_cell("## We have seen\n\nIt.\n\n## References\n\nNone."))
@@ -502,6 +555,14 @@ BREAKS = [
     (rule_exercises, tag(10, "solution")),
     (rule_exercises, tag(11, "check")),
     (rule_exercises, source(8, "### Task")),
+    (rule_answers, append(10, "mine = a")),
+    (rule_answers, append(10, "a, mine = 1, a")),
+    (rule_answers, append(10, "mine: int = a")),
+    (rule_answers, append(10, "def own():\n    return a")),
+    (rule_answers, append(10, "if a:\n    for mine in range(3):\n        print(a)")),
+    (rule_answers, append(10, "from math import pi as mine")),
+    (rule_answers, append(10, 'too["a"] = a')),
+    (rule_answers, append(9, "a = [1, ...]")),
     (rule_markdown, append(0, "See {ref}`there`.")),
     (rule_markdown, append(0, "```{note}\nA note.\n```")),
     (rule_markdown, append(0, ":::{note}\nA note.\n:::")),
