@@ -314,8 +314,14 @@ def address(site: Path) -> str:
 
 
 def foreign(requests: list[str], origin: str) -> list[str]:
-    own = (origin, "data:", "blob:", "about:", "chrome:", "chrome-extension:", "devtools:")
+    # What a browser asks of itself, such as the tab that it opens with, has schemes of its own.
+    own = (origin, "data:", "blob:", "about:", "chrome:", "chrome-", "devtools:")
     return sorted({url for url in requests if not url.startswith(own)})
+
+
+def test_what_is_foreign() -> None:
+    asked = ["chrome-untrusted://new-tab-page/x", "chrome://a", "data:,", "http://here/a"]
+    assert foreign([*asked, "https://there/b"], "http://here/") == ["https://there/b"]
 
 
 def console_errors(browser: Browser) -> list[str]:
