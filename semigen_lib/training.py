@@ -119,8 +119,8 @@ def training_step(
 ) -> dict[str, Tensor]:
     """Let every player step once on its own objective, and return all named terms.
 
-    Gradients are taken with respect to the player's own weights only, so no player can move, or
-    even leave a gradient in, another's.
+    Gradients are taken with respect to the weights that the player's optimiser moves, so no player
+    can even leave a gradient in another's.
 
     Parameters
     ----------
@@ -160,11 +160,17 @@ def _turns(
             return
         player, terms = update
         optimizers[player].zero_grad()
+        weights = _moved_by(optimizers[player])
         # Players may share a term, such as a reconstruction, and so its graph.
-        method.objective(terms).backward(inputs=method.parameters_of(player), retain_graph=True)
-        average_gradients(method.parameters_of(player))
+        method.objective(terms).backward(inputs=weights, retain_graph=True)
+        average_gradients(weights)
         optimizers[player].step()
         yield player, {name: term.detach() for name, term in terms.items()}
+
+
+def _moved_by(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Return a player's weights; to ask the networks for them at each step takes longer."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _next_update(
@@ -215,7 +221,7 @@ def _turns_in_parts(
             if index == 0:
                 optimizers[player].zero_grad()
             share = len(part.images) / len(batch.images)
-            (share * method.objective(terms)).backward(inputs=method.parameters_of(player))
+            (share * method.objective(terms)).backward(inputs=_moved_by(optimizers[player]))
             for name, term in terms.items():
                 named[name] = named.get(name, 0.0) + share * term.detach()
             del updates, update, terms, term  # and with them the graph of this part
@@ -547,7 +553,7 @@ class _Run:
                 named: dict[str, Tensor] = {}
                 for player, terms in turns:
                     named |= terms
-                    named[_GRADIENT + player] = _gradient_norm(self.method.parameters_of(player))
+                    named[_GRADIENT + player] = _gradient_norm(_moved_by(self.optimizers[player]))
                 break
             except (RuntimeError, MemoryError) as error:
                 alone = part_of_processes()[1] == 1  # the others would wait for this one

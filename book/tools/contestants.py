@@ -125,12 +125,13 @@ class Game(Method):
             score = self.judge(fakes)[:, 0]
             yield "generator", {"adversarial": least_squares_loss(score, LSGAN_CODE.generator)}
         else:
+            known, real = self.judge(torch.cat([batch.labeled_images, batch.images])).split(
+                [len(batch.labels), len(batch.images)]
+            )
             terms = {
-                "real": is_real_loss(self.judge(batch.images)),
+                "real": is_real_loss(real),
                 "fake": is_fake_loss(self.judge(fakes.detach())),
-                "classification": classification_loss(
-                    self.judge(batch.labeled_images), batch.labels
-                ),
+                "classification": classification_loss(known, batch.labels),
             }
             yield "discriminator", terms
             yield "generator", {"adversarial": is_real_loss(self.judge(fakes))}
