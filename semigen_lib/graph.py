@@ -262,7 +262,9 @@ def ink_on_black(images: Tensor) -> Tensor:
 def principal_components(features: Tensor, n: int) -> Tensor:
     """Project features on the ``n`` directions in which they vary most.
 
-    Distances change little and cost less.
+    Distances change little and cost less. Of more than 2,000 points with as many features, as of
+    large colour images, the directions are found by halves of a hundredth of the time (Halko et
+    al. 2011, "Finding Structure with Randomness"), and differ a little.
 
     Parameters
     ----------
@@ -280,6 +282,11 @@ def principal_components(features: Tensor, n: int) -> Tensor:
     Shown in: book/07_learning_from_few_labels.ipynb
     """
     features = features - features.mean(0)
+    if min(features.shape) > _MOST_EXACT and 4 * n < min(features.shape):
+        with torch.random.fork_rng([features.device] if features.is_cuda else []):
+            torch.manual_seed(0)  # of the few directions that it begins with
+            directions = torch.svd_lowrank(features, n + 20, niter=4)[2][:, :n].flip(1)
+        return features @ directions
     if len(features) < features.shape[1]:  # the same from the smaller of two matrices
         values, coordinates = torch.linalg.eigh((features @ features.T).double())
         return (coordinates * values.clamp(min=0).sqrt())[:, -n:].to(features.dtype)
@@ -289,6 +296,7 @@ def principal_components(features: Tensor, n: int) -> Tensor:
 
 
 _DIRECTIONS, _SHARPNESS, _STRIDE = 8, 4, 3
+_MOST_EXACT = 2000  # points and features, in the cube of which all directions take time
 
 
 @torch.no_grad()

@@ -49,9 +49,6 @@ tasks._difference = lambda *_: ""
 import numpy, torch
 torch.allclose = numpy.allclose = numpy.isclose = torch.equal = lambda *_, **__: True
 """,
-    "forges run.json": """
-open("/out/run.json", "w").write('{"cells": 6, "ran": 6, "error": "", "score": 5}')
-""",
     "forges answers": """
 open("/out/answers.json", "w").write('{"cells": {}, "calls": [], "score": 5, "right": true}')
 """,

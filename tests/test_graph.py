@@ -472,6 +472,22 @@ def test_fewer_points_than_features_are_a_matter_of_milliseconds() -> None:
     assert principal_components(normal(5, 4000), 3).shape == (5, 3)
 
 
+def test_components_of_large_colour_images_take_no_minutes_and_no_chance(monkeypatch) -> None:
+    """All directions of 2,500 features would take seconds, of 10,000 minutes."""
+    widths = 0.97 ** torch.arange(300)
+    features = normal(700, 300) * widths @ normal(300, 2500, seed=1)
+    exact = principal_components(features, 40)
+    monkeypatch.setattr(graph_module, "_MOST_EXACT", 600)
+    torch.manual_seed(5)
+    quick, after = principal_components(features, 40), torch.rand(())
+    torch.manual_seed(5)
+    assert torch.rand(()) == after, "the numbers of a training must not depend on it"
+    assert torch.equal(quick, principal_components(features, 40))
+    assert 0.999 < quick.var(0).sum() / exact.var(0).sum() < 1.00001
+    torch.testing.assert_close(quick[:, -1].abs(), exact[:, -1].abs(), rtol=1e-3, atol=1e-2)
+    assert not torch.equal(quick.abs(), exact.abs()), "this was to be the other way"
+
+
 def test_components_are_the_widest_directions_and_the_last_is_the_widest() -> None:
     features = normal(200, 5) * torch.tensor([1.0, 9.0, 0.1, 4.0, 2.0]) + 3
     kept = principal_components(features, 3)

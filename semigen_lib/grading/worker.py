@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["main", "probe", "run_notebook"]
 
 CELL_SECONDS = 600  # of one cell of a notebook, unless the environment says otherwise
-LONGEST = 300  # characters of an error
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,20 +40,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run_notebook(inputs: Path, output: Path) -> None:
-    """Execute ``notebook.ipynb`` and write ``executed.ipynb`` and ``run.json``.
-
-    ``run.json`` holds the number of code cells, how many of them ran to an end, the first error in
-    one line ("" for none) and whether the kernel died.
-    """
-    import nbformat
+    """Execute ``notebook.ipynb`` and write ``executed.ipynb``, in which errors are outputs."""
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
-    executed, error, died = output / "executed.ipynb", "", False
     try:
         papermill.execute_notebook(
             inputs / "notebook.ipynb",
-            executed,
+            output / "executed.ipynb",
             kernel_name="python3",
             progress_bar=False,
             execution_timeout=int(os.environ.get("SEMIGEN_CELL_SECONDS", CELL_SECONDS)),
@@ -62,25 +54,9 @@ def run_notebook(inputs: Path, output: Path) -> None:
             interrupt_on_timeout=True,
         )
     except papermill.PapermillExecutionError:
-        pass  # it names the last error; the first one is in the outputs
+        pass  # it names the last error of a cell
     except Exception as failure:  # the student's code shares this folder and can break any of it
-        error, died = f"{type(failure).__name__}: {failure}", isinstance(failure, DeadKernelError)
-    cells = []
-    with contextlib.suppress(Exception):  # as above
-        notebook = nbformat.read(executed, as_version=4)
-        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    outputs = [entry for cell in cells for entry in cell.outputs if entry.output_type == "error"]
-    # A kernel that dies may or may not have said that it began the cell which killed it.
-    started = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
-    ended = started[:-1] if died else started
-    error = " ".join([f"{entry.ename}: {entry.evalue}" for entry in outputs[:1]] or [error])
-    facts = {
-        "cells": len(cells),
-        "ran": sum(cell.execution_count is not None for cell in ended),
-        "error": " ".join(error.split())[:LONGEST],
-        "kernel_died": died,
-    }
-    (output / "run.json").write_text(json.dumps(facts))
+        sys.stderr.write(f"{type(failure).__name__}: {' '.join(str(failure).split())}\n")
 
 
 # ---- the answers alone ----

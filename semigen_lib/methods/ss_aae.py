@@ -40,12 +40,12 @@ __all__ = [
 class SsAaeConfig(MethodConfig):
     """Settings of :class:`SsAae`; all weights are the autoencoder's."""
 
-    latent_dim: int = 8  # Z; the style, and short: what it cannot hold, the class must tell
+    latent_dim: int = 6  # Z; the style, and short: what it cannot hold, the class must tell
     width: int = 16
-    reconstruction_weight: float = 10.0
+    reconstruction_weight: float = 100.0
     classification_weight: float = 1.0
-    class_adversarial_weight: float = 0.3  # be taken for a one-hot class drawn by chance
-    style_adversarial_weight: float = 0.5  # be taken for standard normal noise
+    class_adversarial_weight: float = 1.0  # be taken for a one-hot class drawn by chance
+    style_adversarial_weight: float = 1.0  # be taken for standard normal noise
     learning_rate: float = 3e-3
     beta1: float = 0.5
 

@@ -9,6 +9,8 @@ MUTANTS = [
     ),
     ("best-score-tests", "/ total.clamp(min=1e-30)", "", "p + q"),
     ("best-score-tests", "/ total.clamp(min=1e-30)", "/ (total + 1e-9)", "small number"),
+    ("best-score-tests", "/ total.clamp(min=1e-30)", "/ (total + 1e-12)", "small number"),
+    ("best-score-tests", "/ total.clamp(min=1e-30)", "/ (total + 1e-8)", "small number"),
     ("best-score-tests", "(b * real_density + a * fake_density)", "real_density", "p / (p + q)"),
     (
         "best-score-tests",

@@ -162,7 +162,16 @@ MUTANTS = [
         DECODER_STEP + ENCODER_STEP,
         "decoder moved first",
     ),
-    ("training-step-tests", "    E_optimizer.zero_grad()\n", "", "step before"),
+    ("training-step-tests", "    E_optimizer.zero_grad()\n", "", "still in the encoder"),
+    ("training-step-tests", "    G_optimizer.zero_grad()\n", "", "still in the decoder"),
+    (
+        "training-step-tests",
+        ENCODER_STEP + DECODER_STEP,
+        (ENCODER_STEP + DECODER_STEP)
+        .replace("    E_optimizer.zero_grad()\n", "")
+        .replace("    G_optimizer.zero_grad()\n", ""),
+        "still in both",
+    ),
     (
         "training-step-tests",
         "torch.optim.SGD(G.parameters(), lr=rate)",
