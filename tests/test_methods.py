@@ -800,7 +800,8 @@ def test_ss_aae_without_its_games_is_an_autoencoder_and_a_classifier(make_method
                 }
             )
         assert same_weights(*moved) != listens
-    by_hand = 10 * terms["reconstruction"] + terms["classification"] + terms["style_adversarial"]
+    redrawn = method.config.reconstruction_weight * terms["reconstruction"]
+    by_hand = redrawn + terms["classification"] + terms["style_adversarial"]
     torch.testing.assert_close(method.objective(terms), by_hand)
 
 
