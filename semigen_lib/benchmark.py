@@ -156,8 +156,20 @@ def plan_cells(
         If one of the cells could not be run, or would be in another track.
     """
     size, channels = common["image_size"], common["channels"]
+    chosen, built = {}, []
     for name in methods:  # refused before minutes are spent on reading images
-        build_method(name, (channels, size, size), 2, common["settings"])
+        settings = dict(common["settings"])
+        method = build_method(name, (channels, size, size), 2, settings)
+        switch = getattr(method.config, "augment", None)
+        if track not in (None, track_of(method)) and switch is not None:
+            settings.setdefault("augment", type(switch)(track == "augmented"))
+            method = build_method(name, (channels, size, size), 2, settings)
+        if track not in (None, track_of(method)):
+            raise ValueError(f"track: expected {track} methods, got {name}: {track_of(method)}")
+        if not method.reads:
+            raise ValueError(f"methods: expected methods that read images, got {name}")
+        chosen[name] = {"track": track_of(method), "method": name, "settings": settings}
+        built.append(method)
     data = load_images(common["data"], image_size=size, channels=channels)
     for note in data.notes:
         warnings.warn(note, stacklevel=2)
@@ -165,21 +177,8 @@ def plan_cells(
         common = {**common, "data": str(Path(common["data"]).resolve())}
     for n_labeled in budgets:
         split_labels(data, n_labeled, seeds[0])
-    chosen = {}
-    for name in methods:
-        settings = dict(common["settings"])
-        shape, n_classes = tuple(data.train.images.shape[1:]), len(data.class_names)
-        method = build_method(name, shape, n_classes, settings)
-        switch = getattr(method.config, "augment", None)
-        if track not in (None, track_of(method)) and switch is not None:
-            settings.setdefault("augment", type(switch)(track == "augmented"))
-            method = build_method(name, shape, n_classes, settings)
-        if track not in (None, track_of(method)):
-            raise ValueError(f"track: expected {track} methods, got {name}: {track_of(method)}")
+    for method in built:
         check_pool(method, data.train.images)
-        if not method.reads:
-            raise ValueError(f"methods: expected methods that read images, got {name}")
-        chosen[name] = {"track": track_of(method), "method": name, "settings": settings}
     return [
         Cell(**{**common, **chosen[name], "n_labeled": n_labeled, "seed": seed})
         for seed in dict.fromkeys(seeds)

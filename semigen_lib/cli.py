@@ -146,7 +146,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the "
         "method, such as latent_dim=16 or request_weight=0; repeatable")  # fmt: skip
     add_device(command)
-    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where fast and checked")
+    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where it is fast and "
+        "the method wants it")  # fmt: skip
     add("--out", type=Path, required=True, metavar="RUN", help="a new folder for the run")
     add("--resume", action="store_true", help="go on with an interrupted run in RUN; the other "
         "options must be as they were")  # fmt: skip
@@ -474,6 +475,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
             "folder, some images that it is tested on may have been learnt")  # fmt: skip
     for note in data.notes:
         say(note)
+    drawn = {}
+    if method.draws_on_request and per_class:  # first, as it may refuse
+        drawn = sample_figures(method, config, data, per_class)
     figures = {
         "method": config["method"],
         "n_test": len(data.test),
@@ -481,8 +485,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     }
     if hasattr(method, "reconstruct"):
         figures["reconstruction"] = reconstruction_error(method, data.test.images)
-    if method.draws_on_request and per_class:
-        figures |= sample_figures(method, config, data, per_class)
+    figures |= drawn
     if options.cas:
         figures["classification_accuracy_score"] = score_figures(method, config, data)
     sys.stdout.write(json.dumps(figures) + "\n")

@@ -80,9 +80,9 @@ def whole_numbers(text: str) -> list[int]:
     """Turn ``0-4`` or ``10,20`` into a list of numbers."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
+        first, dash, last = part.partition("-")
         try:
-            run = range(int(first), int(last or first) + 1)
+            run = range(int(first), int(last if dash else first) + 1)
         except ValueError:
             run = range(0)
         if not run:

@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _whole(digits: str) -> float:
-    return int(digits) if len(digits) < 20 else float(digits)  # infinite, and so out of range
+    return int(digits) if len(digits) < 20 else float(digits)  # no whole number, or out of range
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
@@ -89,7 +89,7 @@ def explain(error: Exception) -> str | None:
         return f"{where}: expected to read or write it, got {error.strerror or sentence}"
     if sentence.startswith("DataLoader worker"):
         return f"workers: expected the processes that read images to go on, got {sentence}"
-    if is_out_of_memory(error) or "out of memory" in sentence:
+    if is_out_of_memory(error) or ("memory" in sentence and "illegal" not in sentence):
         return f"memory: expected enough for this size of images, batch and method, got {sentence}"
     if "gloo" in sentence or "NCCL" in sentence:
         return f"processes: expected all of them to go on, got {sentence}"

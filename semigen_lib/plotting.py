@@ -174,7 +174,7 @@ def show_images(
 
 def _drawable(text: str) -> str:
     """Return a text whose bytes that are no UTF-8, as a folder's name may have, are spelt out."""
-    return text.encode(errors="backslashreplace").decode()
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def grid_png(

@@ -184,7 +184,7 @@ def autocast(device: torch.device, precision: str = "auto") -> AbstractContextMa
     device
         The device the networks are on.
     precision
-        ``"fp32"``; ``"bf16"`` (matrix products and convolutions in bfloat16, sums and losses in
+        ``"fp32"``; ``"bf16"`` (matrix products and convolutions in bfloat16, weights in
         float32); ``"auto"`` is bf16 on CUDA and fp32 on the CPU.
 
     Raises

@@ -181,7 +181,7 @@ def _next_update(
 
 
 def _chosen(method: Method, precision: str) -> str:
-    """Return bf16 for "auto" where the method was measured with it and the processor has it."""
+    """Return bf16 for "auto" where the method wants it and the processor is fast at it."""
     return "bf16" if precision == "auto" and method.prefers_bf16 and fast_bf16() else precision
 
 

@@ -443,6 +443,7 @@ BAD = {
     "labels not a number": f"{ASKED} --labels many --out new",
     "seed not a number": f"{ASKED} --seeds a-b --out new",
     "negative seed": f"{ASKED} --seeds=-1 --out new",
+    "seeds without an end": f"{ASKED} --seeds 0- --out new",
     "seeds that fall": f"{ASKED} --seeds 4-2 --out new",
     "a part of the seeds that falls": f"{ASKED} --seeds 0,3-1 --out new",
     "cuda without one": f"{ASKED} --device cuda --out new",

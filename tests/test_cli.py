@@ -925,6 +925,9 @@ def test_training_that_goes_wrong_names_step_and_term(
         (MemoryError(), "memory: expected enough for this size of images, batch and method, got "),
         (RuntimeError("CUDA out of memory.\nTried"), "memory: expected enough for this size of "
          "images, batch and method, got CUDA out of memory. Tried"),
+        (RuntimeError("unable to mmap 4 bytes: Cannot allocate memory (12)"), "memory: expected "
+         "enough for this size of images, batch and method, got unable to mmap 4 bytes: Cannot "
+         "allocate memory (12)"),
         (OSError(21, "Is a directory", ".x.tmp", None, "x"), "x: expected to read or write it, "
          "got Is a directory"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), None),

@@ -118,14 +118,14 @@ def test_grid_of_colours_at_scale_3_is_exact() -> None:
 def test_titles_leave_the_pixels_exact_and_are_inside() -> None:
     images = torch.rand(4, 1, 8, 8)
     plain = pixels(show_images(images, columns=2, scale=4).figure)
-    ax = show_images(images, columns=2, scale=4, titles=["a", "b"], row_titles=["input", "output"])
+    ax = show_images(images, columns=2, scale=4, titles=[7, "b"], row_titles=["input", "output"])
     drawn = pixels(ax.figure)
     height, width = plain.shape[:2]
     assert drawn.shape[0] > height + 8 and drawn.shape[1] > width + 20
     assert (drawn[-height:, -width:] == plain).all()
     edges = (drawn[0], drawn[:, 0], drawn[-1, :-width])
     assert all((edge == 255).all() for edge in edges) and drawn[: -height - 1].min() < 150
-    assert [text.get_text() for text in ax.texts] == ["a", "b", "input", "output"]
+    assert [text.get_text() for text in ax.texts] == ["7", "b", "input", "output"]
 
 
 def test_wide_titles_are_inside_too() -> None:

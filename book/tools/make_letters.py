@@ -3,7 +3,8 @@
 Run ``python book/tools/make_letters.py letters`` and then ``semigen train --data ./letters ...``.
 The letters are A to J, a class to a letter, large or small, in the faces of type that come with
 matplotlib. Each image has a face, a size, a slant, a turn, a shift, a weight of ink and some noise
-of its own. With the same versions of matplotlib and Pillow the same folder comes out.
+of its own. With the same versions of matplotlib, NumPy and Pillow the same folder comes out.
+``--picture FILE`` also puts ten images of each letter into one, a row for each.
 
 Chapter 9 shows what methods made of them.
 """
@@ -66,13 +67,25 @@ def make_letters(folder: Path, n_train: int = N_TRAIN, n_test: int = N_TEST, see
             Image.fromarray(pixels).save(part / letter / f"{number:05}.png")
 
 
+def picture(folder: Path, columns: int = 10) -> Image.Image:
+    """Return the first images of each letter, a row for each."""
+    grid = Image.new("L", (columns * SIDE, len(LETTERS) * SIDE))
+    for row, letter in enumerate(LETTERS):
+        for column, path in enumerate(sorted((folder / letter).iterdir())[:columns]):
+            grid.paste(Image.open(path), (column * SIDE, row * SIDE))
+    return grid
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a folder that is not there yet")
-    folder = parser.parse_args().folder
-    if folder.exists():
-        parser.error(f"folder: expected one that is not there yet, got {folder}")
-    make_letters(folder)
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="a PNG of some of them")
+    options = parser.parse_args()
+    if options.folder.exists():
+        parser.error(f"folder: expected one that is not there yet, got {options.folder}")
+    make_letters(options.folder)
+    if options.picture:
+        picture(options.folder).save(options.picture)
 
 
 if __name__ == "__main__":

@@ -289,11 +289,11 @@ settled before, by speed; the table could only forbid it.
 
 {precision_table(precision)}
 
-`--precision fp32` and `--precision bf16` insist on either. Sums, losses and weights are float32
-in both. Neither method uses it unasked: two chapters that trained with it side by side on the two
-cores hardly moved. `propagate`, `cgan` and `dpt` do use it unasked, and have no such table: figures
-made of them in bfloat16 and in float32 are not compared here. On a GPU it is the default of every
-method, unmeasured.
+`--precision fp32` and `--precision bf16` insist on either. Weights, and what is added up inside a
+product, are float32 in both. Neither method uses it unasked: two chapters that trained with it
+side by side on the two cores hardly moved. `propagate`, `cgan` and `dpt` do use it unasked, and
+have no such table: figures made of them in bfloat16 and in float32 are not compared here. On a GPU
+it is the default of every method, unmeasured.
 
 ## How it grows
 

@@ -46,11 +46,15 @@ class AnswerError(ValueError):
 
 
 def plain_python(source: str) -> str:
-    """Return the source of a cell without IPython's line magics, if they keep it from parsing."""
+    """Return the source of a cell without what only IPython reads, if that keeps it from parsing.
+
+    Lines that begin with % or !, questions (``f?``), and what a command prints (``x = !ls``).
+    """
     try:
         ast.parse(source)
     except (SyntaxError, ValueError):
-        return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
+        magic = r"^(\s*)(?:[%!?].*|[^#'\"\n]*\?\s*|[\w, ]+=\s*[%!].*)$"
+        return re.sub(magic, r"\1pass", source, flags=re.MULTILINE)
     return source
 
 

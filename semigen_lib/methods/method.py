@@ -162,7 +162,7 @@ class Method(nn.Module):
     draws_on_request: ClassVar[bool] = False  # whether it can generate a class that is asked for
     looks_at_pool: ClassVar[bool] = False  # whether ``prepare`` needs all images in memory
     players: ClassVar[Mapping[str, tuple[str, ...]]]  # player -> names of the networks it trains
-    prefers_bf16: ClassVar[bool] = False  # it loses nothing by it: the default where it is fast
+    prefers_bf16: ClassVar[bool] = False  # the default where a processor is fast at it
 
     def __init__(self, config: MethodConfig, image_shape: ImageShape, n_classes: int) -> None:
         super().__init__()
