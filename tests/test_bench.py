@@ -156,20 +156,30 @@ def figures() -> dict:
     return json.loads((speed_page.RESULTS / "bench.json").read_text())
 
 
+def elsewhere() -> dict:
+    return json.loads(speed_page.ELSEWHERE.read_text())
+
+
+def render(measured: dict, there: dict | None = None) -> str:
+    return speed_page.render(measured, precision(), there or elsewhere())
+
+
 def precision() -> list[dict[str, str]]:
     return read_rows(speed_page.RESULTS / "precision.csv")
 
 
 def test_the_page_is_what_the_figures_make() -> None:
-    assert speed_page.PAGE.read_text() == speed_page.render(figures(), precision())
+    assert speed_page.PAGE.read_text() == render(figures())
 
 
 def test_every_number_of_the_page_comes_from_the_figures() -> None:
     """Everything measured is changed, and then every table line with a measured number has to."""
-    changed = json.loads(
-        json.dumps(figures()), parse_float=lambda text: float(text) * 1.37, parse_int=int
-    )
-    before, after = (speed_page.render(f, precision()).splitlines() for f in (figures(), changed))
+
+    def changed(measured: dict) -> dict:
+        return json.loads(json.dumps(measured), parse_float=lambda text: float(text) * 1.37)
+
+    before = render(figures()).splitlines()
+    after = render(changed(figures()), changed(elsewhere())).splitlines()
     rates = [line for line in before if line.startswith("| ") and " to " in line]
     assert len(rates) >= 15
     assert not set(rates) & set(after)
@@ -188,6 +198,17 @@ def test_goals_are_missed_when_they_are() -> None:
     for kind in ("images in memory", "images in files"):
         rows["growth"][kind][-1]["images_per_second"]["median"] = 1
     assert not any(ok for *_, ok in speed_page.goals(rows))
+
+
+def test_what_was_not_measured_on_another_machine_is_left_out() -> None:
+    there = elsewhere()
+    for row in there["contests"]["lsgan of the library"]:
+        if row["name"] == speed_page.FP32:
+            row["images_per_second"]["median"] = 1e-3
+    page = speed_page.another_machine(there)
+    assert "not measured" not in page and "bf16" not in page and "imports" not in page
+    (line,) = (line for line in page.splitlines() if "plain loop, `lsgan`" in line)
+    assert "**missed**" in line
 
 
 def test_intervals_that_do_not_overlap_are_said_to() -> None:
