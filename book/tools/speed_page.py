@@ -217,6 +217,9 @@ def another_machine(figures: Mapping) -> str:
         for what, goal, value, ok in goals(figures)
         if ok is not None
     ]
+    contests = "\n\n".join(
+        contest_table(rows, machine, name) for name, rows in figures["contests"].items()
+    )
     return f"""\
 ### On a machine without bfloat16
 
@@ -224,9 +227,11 @@ Later the contests were run on another machine: {machine["processor"]}, {machine
 PyTorch {machine["torch"]}, a fastest convolution of {machine["peak_fp32_gflops"]:.0f} GFLOP/s, and
 no instructions for bfloat16. Since the first machine was measured, the discriminator of `lsgan`
 judges real and drawn images in one pass, and that of the contest with `sgan.py` reads labelled and
-unlabelled images in one.
+unlabelled images in one. That machine was noisy, as the quartiles say.
 
 {table(("", "goal", "measured", ""), lines)}
+
+{contests}
 """
 
 
