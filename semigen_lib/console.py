@@ -79,6 +79,9 @@ def remark(sentence: str) -> None:
         say(sentence)
 
 
+_NO_MEMORY = ("out of memory", "allocate memory", "allocate shared memory", "not enough memory")
+
+
 def explain(error: Exception) -> str | None:
     """Return what the user can do something about as one line, None if there is nothing."""
     sentence = " ".join(str(error).split())
@@ -89,7 +92,7 @@ def explain(error: Exception) -> str | None:
         return f"{where}: expected to read or write it, got {error.strerror or sentence}"
     if sentence.startswith("DataLoader worker"):
         return f"workers: expected the processes that read images to go on, got {sentence}"
-    if is_out_of_memory(error) or ("memory" in sentence and "illegal" not in sentence):
+    if is_out_of_memory(error) or any(words in sentence for words in _NO_MEMORY):
         return f"memory: expected enough for this size of images, batch and method, got {sentence}"
     if "gloo" in sentence or "NCCL" in sentence:
         return f"processes: expected all of them to go on, got {sentence}"

@@ -262,8 +262,8 @@ def ink_on_black(images: Tensor) -> Tensor:
 def principal_components(features: Tensor, n: int) -> Tensor:
     """Project features on the ``n`` directions in which they vary most.
 
-    Distances change little and cost less. Of more than 2,000 points with as many features, as of
-    large colour images, the directions are found by halves of a hundredth of the time (Halko et
+    Distances change little and cost less. Of more than 2,000 points with more than 2,000
+    features, as of colour images, a few directions are found in a small part of the time (Halko et
     al. 2011, "Finding Structure with Randomness"), and differ a little.
 
     Parameters
@@ -283,7 +283,7 @@ def principal_components(features: Tensor, n: int) -> Tensor:
     """
     features = features - features.mean(0)
     if min(features.shape) > _MOST_EXACT and 4 * n < min(features.shape):
-        with torch.random.fork_rng([features.device] if features.is_cuda else []):
+        with torch.random.fork_rng():
             torch.manual_seed(0)  # of the few directions that it begins with
             directions = torch.svd_lowrank(features, n + 20, niter=4)[2][:, :n].flip(1)
         return features @ directions

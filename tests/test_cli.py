@@ -930,6 +930,7 @@ def test_training_that_goes_wrong_names_step_and_term(
          "allocate memory (12)"),
         (OSError(21, "Is a directory", ".x.tmp", None, "x"), "x: expected to read or write it, "
          "got Is a directory"),
+        (RuntimeError("elements that refer to a single memory location"), None),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],

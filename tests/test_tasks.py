@@ -301,7 +301,7 @@ def test_problems_are_short_lines() -> None:
         ("x = (1\n  % 2)", "x = (1\n  % 2)"),
         ("if 0:\n    %pip install x\ny = 1", "if 0:\n    pass\ny = 1"),
         ("!ls", "pass"),
-        ("f?\nx = 1", "pass\nx = 1"),
+        ("f?\n\nx = 1", "pass\n\nx = 1"),
         ("here = !ls\nx = 1", "pass\nx = 1"),
         ("# why?\ndef f(:", "# why?\ndef f(:"),
         ("def f(:", "def f(:"),

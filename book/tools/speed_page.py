@@ -227,7 +227,7 @@ Later the contests were run on another machine: {machine["processor"]}, {machine
 PyTorch {machine["torch"]}, a fastest convolution of {machine["peak_fp32_gflops"]:.0f} GFLOP/s, and
 no instructions for bfloat16. Since the first machine was measured, the discriminator of `lsgan`
 judges real and drawn images in one pass, and that of the contest with `sgan.py` reads labelled and
-unlabelled images in one. That machine was noisy, as the quartiles say.
+unlabelled images in one. That machine was noisy at times, as the quartiles say.
 
 {table(("", "goal", "measured", ""), lines)}
 
@@ -244,12 +244,12 @@ def render(figures: Mapping, precision: Sequence[Mapping[str, str]], elsewhere: 
     steps = sorted({row["steps"] for row in precision})
     parts = [
         f"""\
-<!-- Made by book/tools/speed_page.py of book/results/bench.json; edit that script. -->
+<!-- Made by book/tools/speed_page.py of bench*.json in book/results; edit that script. -->
 # How fast, and what makes it so
 
 Two CPU cores are what a reader has, so a faster step is a better figure in the same minute. This
-page says how fast training is, against what, and which idea is worth how much. All of it was
-measured in one run of `make bench`, in which whatever is compared takes turns of a few seconds:
+page says how fast training is, against what, and which idea is worth how much. All but one section
+was measured in one run of `make bench`, in which whatever is compared takes turns of a few seconds:
 a machine that slows down slows all of them down. A rate is the median over the turns; quartiles
 stand beside it.
 

@@ -53,7 +53,7 @@ def plain_python(source: str) -> str:
     try:
         ast.parse(source)
     except (SyntaxError, ValueError):
-        magic = r"^(\s*)(?:[%!?].*|[^#'\"\n]*\?\s*|[\w, ]+=\s*[%!].*)$"
+        magic = r"^([ \t]*)(?:[%!?].*|[^#'\"\n]*\?[ \t]*|[^#\n=]+=[ \t]*[%!].*)$"
         return re.sub(magic, r"\1pass", source, flags=re.MULTILINE)
     return source
 

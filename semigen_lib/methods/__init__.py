@@ -21,12 +21,7 @@ from semigen_lib.methods.supervised import Supervised
 from semigen_lib.methods.vat import Vat
 from semigen_lib.models import ImageShape
 
-__all__ = [
-    "BEST",
-    "METHODS",
-    "best_method",
-    "build_method",
-]
+__all__ = ["BEST", "METHODS", "best_method", "build_method"]
 
 
 METHODS: dict[str, type[Method]] = {

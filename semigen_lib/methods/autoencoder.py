@@ -12,10 +12,7 @@ from semigen_lib.losses import reconstruction_loss
 from semigen_lib.methods.method import Method, MethodConfig, Terms, refuse_classes
 from semigen_lib.models import Decoder, Encoder, ImageShape
 
-__all__ = [
-    "Autoencoder",
-    "AutoencoderConfig",
-]
+__all__ = ["Autoencoder", "AutoencoderConfig"]
 
 
 @dataclass(frozen=True)

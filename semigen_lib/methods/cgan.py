@@ -22,10 +22,7 @@ from semigen_lib.methods.method import Terms, choose_classes, rate_factor
 from semigen_lib.methods.propagate import Propagate, PropagateConfig
 from semigen_lib.models import ConditionalGenerator, ImageShape, ProjectionDiscriminator
 
-__all__ = [
-    "Cgan",
-    "CganConfig",
-]
+__all__ = ["Cgan", "CganConfig"]
 
 
 @dataclass(frozen=True)

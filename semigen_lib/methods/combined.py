@@ -26,10 +26,7 @@ from semigen_lib.losses import (
 from semigen_lib.methods.method import Method, MethodConfig, Terms, choose_classes
 from semigen_lib.models import Decoder, Encoder, ImageShape, one_hot
 
-__all__ = [
-    "Combined",
-    "CombinedConfig",
-]
+__all__ = ["Combined", "CombinedConfig"]
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,7 @@ from semigen_lib.methods.method import Terms, choose_classes
 from semigen_lib.methods.propagate import Propagate, PropagateConfig
 from semigen_lib.models import ConditionalUnet, ImageShape
 
-__all__ = [
-    "Dpt",
-    "DptConfig",
-    "follow_back",
-]
+__all__ = ["Dpt", "DptConfig", "follow_back"]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,7 @@ from semigen_lib.losses import classification_loss, pseudo_label_loss
 from semigen_lib.methods.method import Method, MethodConfig, Terms, ramp_up
 from semigen_lib.models import ImageShape, Student
 
-__all__ = [
-    "Fixmatch",
-    "FixmatchConfig",
-]
+__all__ = ["Fixmatch", "FixmatchConfig"]
 
 
 @dataclass(frozen=True)

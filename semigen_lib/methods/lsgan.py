@@ -13,10 +13,7 @@ from semigen_lib.losses import TargetCode, least_squares_loss
 from semigen_lib.methods.method import Method, MethodConfig, Terms, refuse_classes
 from semigen_lib.models import Decoder, Discriminator, ImageShape
 
-__all__ = [
-    "Lsgan",
-    "LsganConfig",
-]
+__all__ = ["Lsgan", "LsganConfig"]
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,7 @@ from semigen_lib.models import (
     one_hot,
 )
 
-__all__ = [
-    "M2",
-    "M2Config",
-]
+__all__ = ["M2", "M2Config"]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,7 @@ from semigen_lib.losses import classification_loss, pseudo_label_loss
 from semigen_lib.methods.method import Method, MethodConfig, Terms, ramp_up
 from semigen_lib.models import Encoder, ImageShape
 
-__all__ = [
-    "PseudoLabel",
-    "PseudoLabelConfig",
-]
+__all__ = ["PseudoLabel", "PseudoLabelConfig"]
 
 
 @dataclass(frozen=True)

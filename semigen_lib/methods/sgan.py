@@ -35,10 +35,7 @@ from semigen_lib.models import (
     check_width,
 )
 
-__all__ = [
-    "Sgan",
-    "SganConfig",
-]
+__all__ = ["Sgan", "SganConfig"]
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,7 @@ from semigen_lib.models import (
     one_hot,
 )
 
-__all__ = [
-    "SsAae",
-    "SsAaeConfig",
-]
+__all__ = ["SsAae", "SsAaeConfig"]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,7 @@ from semigen_lib.losses import classification_loss
 from semigen_lib.methods.method import Method, MethodConfig, Terms
 from semigen_lib.models import Encoder, ImageShape
 
-__all__ = [
-    "Supervised",
-    "SupervisedConfig",
-]
+__all__ = ["Supervised", "SupervisedConfig"]
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,7 @@ from semigen_lib.losses import (
 from semigen_lib.methods.method import Method, MethodConfig, Terms
 from semigen_lib.models import Encoder, ImageShape
 
-__all__ = [
-    "Vat",
-    "VatConfig",
-    "unit_length",
-]
+__all__ = ["Vat", "VatConfig", "unit_length"]
 
 
 @dataclass(frozen=True)
