@@ -2,6 +2,14 @@
 
 MUTANTS = [
     (
+        "real-and-fake-tests",
+        "return F.logsigmoid(score), F.logsigmoid(-score)",
+        "large, e = score > 30, score.exp()\n"
+        "    log_real = torch.where(large, 0 * score, score - e.log1p())\n"
+        "    return log_real, torch.where(large, -score, -e.log1p())",
+        "not their gradient",
+    ),
+    (
         "best-score-tests",
         "b * real_density + a * fake_density",
         "a * real_density + b * fake_density",
