@@ -52,7 +52,7 @@ UNLABELED = -1
 """Label of an image whose class is unknown or hidden."""
 
 ASSETS = Path(__file__).with_name("assets")
-HELD_OUT = 0.2  # share of each class kept for testing when a folder brings no test images
+HELD_OUT = 0.2  # share of images kept for testing when a folder brings no test images
 MEMORY_SHARE = 0.25  # of what is free: while they are loaded, images are there up to three times
 DIGITS = tuple("0123456789")
 
@@ -208,8 +208,8 @@ def load_images(
     to 8 bits, the longer side is resized to ``image_size`` (bilinear, anti-aliased) and the shorter
     one is padded evenly with the mean colour of the image's border. Whatever is not a readable
     image is an error that names it; only hidden files, ``Thumbs.db`` and ``desktop.ini`` are
-    ignored. Without test images, 20 % of each class (at least one) are held out, chosen by the
-    sha256 of ``class/file``, and ``notes`` says so.
+    ignored. Without test images, some 20 % of each class (at least one) are held out, each by the
+    sha256 of its ``class/file``, and ``notes`` says so.
 
     Images that stream give the same batches as images in memory. They are not looked at beforehand:
     a damaged file stops the training that comes upon it, and copies of test images among them are
@@ -799,7 +799,11 @@ def _only_folders(folder: Path) -> list[Path]:
 
 
 def _hold_out(folder: Path, classes: _Names) -> tuple[_Names, _Names]:
-    """Take test images of each class by the hash of their names: the same wherever it is run."""
+    """Take test images of each class by the hash of their names: the same wherever it is run.
+
+    Each name decides for itself, so that no image that a run has learned from becomes a test image
+    when the folder grows.
+    """
     kept, held = {}, {}
     for name, files in classes.items():
         if len(files) < 2:
@@ -807,10 +811,11 @@ def _hold_out(folder: Path, classes: _Names) -> tuple[_Names, _Names]:
                 f"{_shown(folder)}: expected a test folder, or 2 images in every class so that "
                 f"one can be held out, got 1 in {_listed([name])}"
             )
-        digests = [hashlib.sha256(file).digest() for file in files]  # of class/file
-        ranked = sorted(range(len(files)), key=digests.__getitem__)
+        digests = [hashlib.sha256(file).digest()[:8] for file in files]  # of class/file
+        shares = np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
+        n_held = min(max((shares < HELD_OUT).sum(), 1), len(files) - 1)
         chosen = np.zeros(len(files), bool)
-        chosen[ranked[: max(1, round(HELD_OUT * len(files)))]] = True
+        chosen[shares.argsort()[:n_held]] = True
         kept[name], held[name] = files[~chosen], files[chosen]
     return kept, held
 

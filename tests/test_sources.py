@@ -411,17 +411,22 @@ def test_folder_with_everything(folder) -> None:
 
 def test_folder_without_test_images_holds_some_out(folder) -> None:
     data = load_images(str(folder))
-    assert len(data.train) == 16 and len(data.test) == 4
-    assert data.test.labels.tolist() == [0, 0, 1, 1]
-    assert set(values(data.train.images)).isdisjoint(values(data.test.images))
+    held = [
+        100 * (name == "cat") + i
+        for name in ("cat", "dog")
+        for i in range(1, 11)
+        if hashlib.sha256(f"{name}/{i}.png".encode()).hexdigest() < "3333"  # a fifth of ffff
+    ]
+    assert values(data.test.images) == held and 2 <= len(held) <= 8
+    assert data.test.labels.tolist() == [value < 100 for value in held]
+    assert len(data.train) == 20 - len(held)
+    assert set(values(data.train.images)).isdisjoint(held)
     assert data.notes == (
-        f"{folder} has no test images: 4 of 20 labelled images, at least one of each class, "
-        "were held out for testing.",
+        f"{folder} has no test images: {len(held)} of 20 labelled images, at least one of each "
+        "class, were held out for testing.",
     )
     again = load_images(folder)
     assert torch.equal(again.test.images, data.test.images)
-    ranked = sorted(range(1, 11), key=lambda i: hashlib.sha256(f"cat/{i}.png".encode()).digest())
-    assert sorted(ranked[:2]) == [value - 100 for value in values(data.test.images)[:2]]
     moved = folder.rename(folder.with_name("elsewhere"))
     assert torch.equal(load_images(moved).test.images, data.test.images)
 
@@ -436,7 +441,19 @@ def test_held_out_images_are_a_part_of_every_class(sizes, word) -> None:
     kept, held = sources._hold_out(Path("x"), classes)
     for name, files in classes.items():
         assert sorted([*kept[name], *held[name]]) == sorted(files)
-        assert 1 <= len(held[name]) < len(files) and abs(len(held[name]) - 0.2 * len(files)) <= 0.6
+        assert 1 <= len(held[name]) < len(files)
+
+
+def test_held_out_images_are_a_fifth_and_stay_when_a_folder_grows() -> None:
+    """No image that was learned from becomes a test image because others came."""
+    names = np.array([f"cat/{i}.png" for i in range(3000)], "S")
+    for n in (10, 11, 12, 13, 50, 400):
+        (learned,), (held,) = (
+            part.values() for part in sources._hold_out(Path("x"), {"c": names[:n]})
+        )
+        (_,), (later,) = (part.values() for part in sources._hold_out(Path("x"), {"c": names}))
+        assert set(held) <= set(later) and set(learned).isdisjoint(later), n
+    assert abs(len(later) / 3000 - sources.HELD_OUT) < 0.03  # four standard deviations
 
 
 def test_folder_notes_about_test_images(folder) -> None:

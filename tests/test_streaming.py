@@ -109,8 +109,9 @@ def test_held_out_images_are_the_same_ones(folder, tmp_path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).symlink_to(folder / name)
     inside, outside = (load_images(tmp_path, stream=stream) for stream in (False, True))
-    assert torch.equal(outside.test.images, inside.test.images) and len(inside.test) == 6
-    assert torch.equal(outside.train.images.read(torch.arange(24)), inside.train.images)
+    assert torch.equal(outside.test.images, inside.test.images) and len(inside.train) < 30
+    everything = torch.arange(len(inside.train))
+    assert torch.equal(outside.train.images.read(everything), inside.train.images)
     assert outside.notes[0] == inside.notes[0] and len(outside.notes) == 2
 
 
