@@ -26,6 +26,7 @@ from semigen_lib.measures import (
     precision_recall,
 )
 from semigen_lib.methods import build_method
+from semigen_lib.sources import read_at
 from semigen_lib.training import train
 
 __all__ = [
@@ -155,10 +156,12 @@ def read_images_with(judge: nn.Module, images: ImageSet, batch_size: int = 500) 
     weight = next(judge.parameters(), torch.zeros(0))
     was_training = judge.training
     judge.eval()
+    parts, pixels = [], []
     try:
-        parts = [
-            judge(to_float(part.to(weight.device))) for part in images.images.split(batch_size)
-        ]
+        for index in torch.arange(len(images)).split(batch_size):
+            part = to_float(read_at(images.images, index).to(weight.device))
+            parts.append(judge(part))
+            pixels.append(F.avg_pool2d(part, 2).flatten(1).cpu())
     finally:
         judge.train(was_training)
     first = parts[0] if isinstance(parts[0], tuple) else (parts[0],)
@@ -169,9 +172,7 @@ def read_images_with(judge: nn.Module, images: ImageSet, batch_size: int = 500) 
     return Reading(
         torch.cat(features).float().cpu(),
         None if logits[0] is None else torch.cat(logits).float().cpu(),
-        torch.cat(
-            [F.avg_pool2d(to_float(p), 2).flatten(1) for p in images.images.split(batch_size)]
-        ),
+        torch.cat(pixels),
         images.labels,
     )
 

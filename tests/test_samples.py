@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 from conftest import tiny_images
+from PIL import Image
 from torch import nn
 
 from semigen_lib import samples as module
-from semigen_lib.data import UNLABELED, ImageSet, to_float
+from semigen_lib.data import UNLABELED, ImageFiles, ImageSet, load_images, to_float
 from semigen_lib.judge import load_judge
 from semigen_lib.measures import frechet_distance, kernel_distance
 from semigen_lib.samples import (
@@ -263,6 +264,18 @@ def test_a_judge_that_answers_something_else_is_refused(answer, good) -> None:
 
     with pytest.raises(ValueError, match=r"\Ajudge: expected \(features [^\n]*, got [^\n]*\Z"):
         read_images_with(Odd(), ImageSet(good[:4], REQUESTS[:4]))
+
+
+def test_images_may_stay_in_their_files(tmp_path, judge, mnist) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(mnist.train.images[:6]):
+            Image.fromarray(image[0].numpy()).save(tmp_path / name / f"{i}.png")
+    inside, outside = (load_images(tmp_path, stream=s).train for s in (False, True))
+    assert isinstance(outside.images, ImageFiles)
+    first, second = (read_images_with(judge, part, batch_size=4) for part in (inside, outside))
+    for name in ("features", "class_logits", "pixels", "labels"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 BAD = {
