@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import patheffects, ticker
+from matplotlib import font_manager, patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -61,6 +61,12 @@ _GAP = 1  # image pixels between the tiles of a grid
 _GAP_GREY = 220
 _GRID_WIDTH = 600  # device pixels that a grid fills when no scale is given
 _PERCENT = ticker.FuncFormatter(lambda value, _: f"{100 * value:.6g}%")
+#: DejaVu ships with matplotlib; what it lacks, as in Chinese names of classes, is drawn by those of
+#: the others that are installed.
+_FONTS = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Devanagari", "PingFang SC",
+    "Hiragino Sans GB", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Arial Unicode MS",
+)  # fmt: skip
 _HALO = (patheffects.withStroke(linewidth=3, foreground="white"),)
 
 
@@ -101,8 +107,7 @@ def use_style() -> None:
             "ytick.labelcolor": INK,
             "text.color": INK,
             "font.size": 10.5,
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same everywhere
+            "font.family": _installed_fonts(),
             "legend.frameon": False,
             "lines.linewidth": 1.8,
             "lines.solid_capstyle": "round",
@@ -110,6 +115,11 @@ def use_style() -> None:
             "image.cmap": "gray",
         }
     )
+
+
+def _installed_fonts() -> list[str]:
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in _FONTS if name in installed]
 
 
 def show_images(
@@ -157,6 +167,7 @@ def show_images(
     ax.set_axis_off()
     height, width = tiles.shape[1] + _GAP, tiles.shape[2] + _GAP
     style = {"textcoords": "offset points", "annotation_clip": False, "parse_math": False}
+    style["fontfamily"] = _installed_fonts()
     above = {"xytext": (0, 4), "ha": "center", "va": "bottom", **style}
     beside = {"xytext": (-5, 0), "ha": "right", "va": "center", **style}
     texts = [

@@ -84,6 +84,20 @@ def luminance(color: str) -> float:
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
+def test_letters_that_dejavu_lacks_are_drawn_by_an_installed_font(monkeypatch) -> None:
+    entries = [
+        matplotlib.font_manager.FontEntry(name=n) for n in ("Odd", "PingFang SC", "DejaVu Sans")
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(matplotlib.font_manager.fontManager, "ttflist", entries)
+        assert plotting._installed_fonts() == ["DejaVu Sans", "PingFang SC"]
+    monkeypatch.setattr(plotting, "_installed_fonts", lambda: ["DejaVu Serif"])
+    use_style()
+    assert plt.rcParams["font.family"] == ["DejaVu Serif"]
+    titles = [*show_images(RNG.random((1, 1, 28, 28)), titles=["a"], row_titles=["b"]).texts]
+    assert [title.get_fontfamily() for title in titles] == [["DejaVu Serif"]] * 2
+
+
 def test_colours_differ_and_show_on_white() -> None:
     assert len(set(CLASS_COLORS)) == 10 and len(set(CYCLE)) == 8
     assert not set(CLASS_COLORS) & {COLORS["unlabeled"], COLORS["baseline"]}
