@@ -28,19 +28,19 @@ slow: $(READY) ## run the other tests: injected faults, cheats, assignments, pag
 	@$(PYTEST) -m '$(LONG)'
 
 lab: $(READY) ## open the chapters in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=book
+	@$(BIN)/jupyter lab --notebook-dir=book $(if $(filter 0,$(shell id -u)),--allow-root)
 
 execute: $(READY) ## run the chapters in place and renew their outputs (CHAPTER=03 for one)
 	@$(BIN)/python book/tools/notebooks.py execute $(CHAPTER)
 
 bench: $(READY) ## measure how fast training is, and renew book/speed.md (PEER=checkout to race)
-	@$(BIN)/python book/tools/bench.py $(if $(PEER),--peer $(PEER))
+	@$(BIN)/python book/tools/bench.py $(if $(PEER),--peer "$(PEER)")
 	@$(BIN)/python book/tools/speed_page.py
 	@$(BIN)/python book/tools/scaling_page.py
 
 clean: ## remove what make made: the environment, the built book, caches
 	@rm -rf $(VENV) _build build semigen_lib.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
-	@find semigen_lib tests book -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	@find semigen_lib tests book \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # The environment: made once, brought up to date whenever what it is made from changes.
 $(READY): requirements.txt pyproject.toml

@@ -394,6 +394,16 @@ def test_colab_installs_this_repository(path: Path) -> None:
     assert COLAB_INSTALL.search(setup).groups() == (repository.group(1), version.group(1))
 
 
+@pytest.mark.parametrize(
+    "path", [*CHAPTERS, *sorted((BOOK / "assignments").glob("*.ipynb"))], ids=lambda path: path.stem
+)
+def test_one_version_is_named(path: Path) -> None:
+    """Also where results are fetched from, and in the guards of assignments."""
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "semigen_lib/__init__.py").read_text())[1]
+    named = set(re.findall(r"/many-images[@/]v(\d+\.\d+\.\d+)", path.read_text()))
+    assert named == {version}
+
+
 # --------------------------------------------------------------------------- and they run
 
 

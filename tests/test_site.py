@@ -378,6 +378,13 @@ def test_page_on_a_phone(page: str, theme: str, browser: Browser, address: str) 
         ".filter(e => e.getBoundingClientRect().left < 0).length"
     )
     assert not cut, f"{cut} formulas begin left of the page, where nobody can scroll"
+    lost = browser.ask(
+        "return [...document.querySelectorAll('main span.math')].filter(e => {"
+        "const m = e.querySelector('mjx-math');"
+        "return m && getComputedStyle(e).overflowX === 'hidden' &&"
+        "m.getBoundingClientRect().right > e.getBoundingClientRect().right + 1}).length"
+    )
+    assert not lost, f"{lost} formulas in a line are cut off, and nobody can scroll them"
 
 
 def test_search_finds_a_chapter(browser: Browser, address: str) -> None:

@@ -1,10 +1,11 @@
 """Measure how fast training is here, and write ``book/results/bench.json``.
 
 ``make bench`` runs it, ``make bench PEER=<checkout of PyTorch-GAN>`` races that project's own
-scripts too, and ``book/tools/speed_pages.py`` makes the pages of what it wrote. Whatever is
-compared takes turns, A B A B, a few seconds each: every contestant is a process that is stopped
-while another runs, so a machine that slows down slows all of them down. A rate is the median over
-the turns, its spread the quartiles. It takes a quarter of an hour; close everything else first.
+scripts too, and ``speed_page.py`` and ``scaling_page.py`` make the pages of what it wrote.
+Whatever is compared takes turns, A B A B, a few seconds each: every contestant is a process that is
+stopped while another runs, so a machine that slows down slows all of them down. A rate is the
+median over the turns, its spread the quartiles. It takes a quarter of an hour; close everything
+else first.
 """
 
 from __future__ import annotations

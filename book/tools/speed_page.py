@@ -248,10 +248,10 @@ def render(figures: Mapping, precision: Sequence[Mapping[str, str]], elsewhere: 
 # How fast, and what makes it so
 
 Two CPU cores are what a reader has, so a faster step is a better figure in the same minute. This
-page says how fast training is, against what, and which idea is worth how much. All but one section
-was measured in one run of `make bench`, in which whatever is compared takes turns of a few seconds:
-a machine that slows down slows all of them down. A rate is the median over the turns; quartiles
-stand beside it.
+page says how fast training is, against what, and which idea is worth how much. All but the part
+on a second machine and the section on quality was measured in one run of `make bench`, in which
+whatever is compared takes turns of a few seconds: a machine that slows down slows all of them
+down. A rate is the median over the turns; quartiles stand beside it.
 
 The machine: {machine["processor"]}, {machine["cores"]} cores, PyTorch {
             machine["torch"]
