@@ -76,7 +76,8 @@ def warp(images: Tensor, view: View = MILD) -> Tensor:
     )
     shift = torch.stack([uniform(2 * view.shift), uniform(2 * view.shift)], 1)[:, :, None]
     theta = torch.cat([matrix, shift], 2)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    with torch.autocast(device.type, enabled=False):  # in bfloat16 pixels would miss their places
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     if view.bend:
         knots = torch.rand(n, 2, 5, 5, device=device) * 2 - 1
         field = F.interpolate(

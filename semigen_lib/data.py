@@ -429,7 +429,8 @@ class _Cycle:
         if epoch not in self._orders:
             digest = hashlib.sha256(f"{self.name}/{epoch}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-            order = torch.randperm(self.count, generator=generator).to(self.device)
+            order = torch.randperm(self.count, generator=generator)
+            order = order.to(self.device, non_blocking=True)
             # Two are kept: a batch may straddle the end of an epoch.
             previous = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders = {**previous, epoch: order}

@@ -143,8 +143,9 @@ def find_missing_detach(method: Method, batch: Batch) -> str | None:
             for other in set(probe.players) - {player}:
                 weights = probe.parameters_of(other)
                 made = [x for x in inputs[player] if _pull(x.square().sum(), weights)]
-                if _pull(term, made):
-                    reach = f"pulls at the {other} behind it, by {_pull(term, weights):.2g}"
+                pull = _pull(term, weights)  # 0 if it looks at others of one pass for both
+                if pull and _pull(term, made):
+                    reach = f"pulls at the {other} behind it, by {pull:.2g}"
                     return f"missing detach: the {player}'s term {name} {reach}"
     return None
 

@@ -3,7 +3,10 @@
 ``torchrun --nproc-per-node K -m semigen_lib train ...`` starts K processes with the same seed. The
 batch is that of a single process; process r takes its rows r, r + K, r + 2K, ..., and of the noise
 the same rows. Gradients are averaged before a player steps, so all processes keep the same weights
-and draw the same noise, and only the first one writes. Up to rounding it is the run of one process.
+and draw the same noise, and only the first one writes. Up to rounding it is the run of one process,
+as long as the labelled batch can be shared out too: if K does not divide it, all have all of it,
+each with noise of its own. Nor do all methods keep to it: ``cgan`` and ``dpt`` work with halves and
+quarters of a batch, and ``m2`` with ``summed=0`` draws classes and compares images of a part.
 
 Why not DistributedDataParallel: it wraps one network whose every backward pass ends in a step of
 all its weights. Here players share graphs and take turns, and each asks for gradients of its own

@@ -118,7 +118,7 @@ def draw(method: Method, labels: Tensor, batch_size: int = 500) -> Tensor:
     labels
         ``(N,)`` int64: the class to draw, or UNLABELED for any.
     batch_size
-        Images at a time; it changes memory and speed only.
+        Images at a time. It changes memory and speed, and which noise each image gets.
 
     Shown in: book/04_combined_objective.ipynb
     """

@@ -312,7 +312,7 @@ def oriented_gradients(images: Tensor, *, block: int = 1000) -> Tensor:
     images : Tensor
         Floating point, shape (N, C, H, W); each channel has edges of its own.
     block : int
-        Images handled at a time; it changes memory only.
+        Images of 784 values handled at a time, or fewer larger ones; it changes memory only.
 
     Returns
     -------
@@ -329,7 +329,7 @@ def oriented_gradients(images: Tensor, *, block: int = 1000) -> Tensor:
     facing = torch.stack([angles.cos(), angles.sin()], 1)[:, :, None, None]
     across = wide.view(1, 1, 1, -1).expand(_DIRECTIONS, 1, 1, -1)
     parts = []
-    for part in images.split(block):
+    for part in images.split(_smaller(block, images)):
         gradient = F.conv2d(part.float().flatten(0, 1)[:, None], derivative, padding=2)
         length = gradient.square().sum(1, keepdim=True).sqrt()
         cosine = F.conv2d(gradient / length.clamp(min=1e-6), facing).relu()
@@ -384,13 +384,15 @@ def distortion_distances(images: Tensor, neighbors: Tensor, *, block: int = 256)
             f"expected floating-point images (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
         )
     _check_neighbors(neighbors, len(images))
-    slopes = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
-    planes = images.float().flatten(0, 1)[:, None]  # each channel has edges of its own
-    gradient = F.conv2d(planes, torch.stack([slopes, slopes.T])[:, None], padding=1)
-    gradient = gradient * gradient.square().sum(1, keepdim=True).clamp(min=1e-12).pow(-0.25)
-    gradient = _without_rim(gradient.view(len(images), -1, *gradient.shape[-2:]))
-    height, width = gradient.shape[-2:]
-    moving = F.pad(gradient, (1, 1, 1, 1))
+    parts = images.split(_smaller(4096, images))
+    rim = _rim(sum(_flat_gradient(part).square().sum((0, 1)) for part in parts))
+    height, width = (side - 2 * rim for side in images.shape[-2:])
+    moving = torch.zeros(
+        len(images), 2 * images.shape[1], height + 2, width + 2, device=images.device
+    )
+    gradient = moving[..., 1:-1, 1:-1]
+    for part, place in zip(parts, gradient.split(len(parts[0])), strict=True):
+        place.copy_(_flat_gradient(part)[..., rim : rim + height, rim : rim + width])
     here = torch.arange(len(neighbors), device=images.device).repeat_interleave(neighbors.shape[1])
     windows = {"kernel_size": 6, "stride": 4, "padding": 2}  # pixels; they overlap by two
     windows |= {"ceil_mode": True, "divisor_override": 1}  # up to the edge; sums, not means
@@ -407,9 +409,25 @@ def distortion_distances(images: Tensor, neighbors: Tensor, *, block: int = 256)
     return torch.cat(found).view(neighbors.shape)
 
 
-def _without_rim(gradient: Tensor) -> Tensor:
-    """Cut off as many rows and columns, alike at all four sides, as hold a tenth of all edges."""
-    strength = gradient.square().sum((0, 1))
+def _smaller(block: int, images: Tensor) -> int:
+    """Return how many images have as many values as ``block`` images of 784."""
+    return max(1, block * 784 // images[:1].numel())
+
+
+def _flat_gradient(images: Tensor) -> Tensor:
+    """Return gradients ``(B, 2 C, H, W)`` whose length is replaced by its square root."""
+    slopes = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
+    planes = images.float().flatten(0, 1)[:, None]  # each channel has edges of its own
+    gradient = F.conv2d(planes, torch.stack([slopes, slopes.T])[:, None], padding=1)
+    gradient *= gradient.square().sum(1, keepdim=True).clamp(min=1e-12).pow(-0.25)
+    return gradient.view(len(images), -1, *gradient.shape[-2:])
+
+
+def _rim(strength: Tensor) -> int:
+    """Return how many rows and columns, alike at all four sides, hold a tenth of all edges.
+
+    ``strength`` is what each pixel has of them, shape (H, W).
+    """
     most = (min(strength.shape) - 1) // 2
     rim = 0
     while rim < most:
@@ -417,7 +435,7 @@ def _without_rim(gradient: Tensor) -> Tensor:
         if inside < (1 - _RIM) * strength.sum():
             break
         rim += 1
-    return gradient[..., rim : gradient.shape[-2] - rim, rim : gradient.shape[-1] - rim]
+    return rim
 
 
 def _gaussian(deviation: float, reach: int, like: Tensor) -> Tensor:
@@ -439,7 +457,7 @@ def deskew(images: Tensor, *, block: int = 4096) -> Tensor:
     images : Tensor
         Floating point, at least 0, shape (N, C, H, W), ink bright on black.
     block : int
-        Images handled at a time.
+        Images of 784 values handled at a time, or fewer larger ones.
 
     Returns
     -------
@@ -458,7 +476,7 @@ def deskew(images: Tensor, *, block: int = 4096) -> Tensor:
         raise GraphError(
             f"expected floating-point images (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
         )
-    return torch.cat([_deskew_block(part) for part in images.split(block)])
+    return torch.cat([_deskew_block(part) for part in images.split(_smaller(block, images))])
 
 
 def _deskew_block(images: Tensor) -> Tensor:

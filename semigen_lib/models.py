@@ -176,7 +176,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map ``(B, C, H, W)`` to the latent ``(B, Z)`` and class_logits ``(B, K)`` or None."""
         features = self.trunk(images)
-        return self.latent(features), self.class_head(features) if self.class_head else None
+        logits = self.class_head(features).float() if self.class_head else None
+        return self.latent(features), logits
 
 
 class Decoder(nn.Module):
@@ -250,7 +251,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to scores ``(B,)``, without a sigmoid."""
-        return self.score(self.trunk(images)).squeeze(1)
+        return self.score(self.trunk(images)).squeeze(1).float()
 
 
 class Student(nn.Module):

@@ -26,6 +26,7 @@ from semigen_lib.measures import (
     precision_recall,
 )
 from semigen_lib.methods import build_method
+from semigen_lib.runtime import rng_state, set_rng_state
 from semigen_lib.sources import read_at
 from semigen_lib.training import train
 
@@ -313,11 +314,14 @@ def classification_accuracy_score(
     names = tuple(str(label) for label in range(n_classes))
     everything = torch.arange(len(samples))
     split = LabelSplit("drawings", names, samples, requests, everything, None, seed)
-    with torch.random.fork_rng():
+    before = rng_state()
+    try:
         torch.manual_seed(seed)
         settings = {"batch_size": 1, "labeled_batch_size": 64, "augment": 1}
         reader = build_method("supervised", split.image_shape, n_classes, settings)
         train(reader, split, steps=steps, seed=seed, progress=progress)
+    finally:
+        set_rng_state(before)
     return 1 - test_error(reader, test)
 
 

@@ -83,6 +83,15 @@ def test_the_seed_decides() -> None:
     assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
 
 
+def test_a_view_is_as_sharp_in_bfloat16() -> None:
+    images, views = blobs(4, 1, 64, 64), []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            views.append(warp(images))
+    assert torch.equal(*views)
+
+
 def test_the_gradient_finds_its_way_back() -> None:
     images = torch.rand(2, 1, 8, 8, dtype=torch.float64, requires_grad=True)
 

@@ -109,7 +109,7 @@ def test_content_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch) -> Non
         )
     path = tmp_path / "new" / "folder" / "file.bin"
     write_atomically(path, b"content")
-    assert order == ["fsync", "replace"] and path.read_bytes() == b"content"
+    assert order == ["fsync", "replace", "fsync"] and path.read_bytes() == b"content"
     assert names(path.parent) == ["file.bin"]
 
 

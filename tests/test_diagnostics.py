@@ -319,6 +319,20 @@ def test_missing_detach_says_how_hard_the_term_pulls(make_method, tiny_split) ->
     )
 
 
+def test_one_pass_for_images_and_drawings_names_the_right_term(make_method, tiny_split) -> None:
+    """The scores of the images come from the same tensor and pull at nobody."""
+
+    class OnePass(Lsgan):
+        def updates(self, batch: Batch) -> Updates:
+            fakes = self.generator(self.noise(len(batch.images)))
+            real, fake = self.discriminator(torch.cat([batch.images, fakes])).chunk(2)
+            terms = {"real": least_squares_loss(real, 1.0), "fake": least_squares_loss(fake, 0.0)}
+            yield "discriminator", terms
+
+    finding = find_missing_detach(make_method(OnePass), stream_of(tiny_split).at(0))
+    assert "the discriminator's term fake pulls at the generator" in finding
+
+
 def test_a_shared_term_may_run_through_both(make_method, tiny_split) -> None:
     """The decoder's reconstruction reaches the encoder, who minimises it too."""
 

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_images
@@ -304,9 +306,10 @@ def test_requests_that_cannot_be_met_are_one_line(case, good, known, unseen, jud
 
 def test_score_of_good_and_of_wrong_drawings() -> None:
     test, drawn = tiny_images(5, seed=2), tiny_images(12, seed=3)
-    state = torch.get_rng_state()
+    state, draws = torch.get_rng_state(), (random.getstate(), str(np.random.get_state()))
     score = classification_accuracy_score(drawn.images, drawn.labels, test, steps=40)
     assert torch.get_rng_state().equal(state), "the noise of the caller is left alone"
+    assert draws == (random.getstate(), str(np.random.get_state())), "and his other draws"
     assert score > 0.8
     wrong = (drawn.labels + 1) % 10
     assert classification_accuracy_score(drawn.images, wrong, test, steps=30) < 0.1

@@ -20,6 +20,7 @@ from semigen_lib.methods.ss_aae import SsAae
 from semigen_lib.methods.supervised import Supervised
 from semigen_lib.methods.vat import Vat
 from semigen_lib.models import ImageShape
+from semigen_lib.sources import whole_number
 
 __all__ = ["BEST", "METHODS", "best_method", "build_method"]
 
@@ -86,6 +87,7 @@ def build_method(
     """
     if name not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+    n_classes = whole_number(n_classes, "n_classes", 1)
     known = [field.name for field in dataclasses.fields(METHODS[name].Config)]
     for setting in settings or {}:
         if setting not in known:

@@ -92,7 +92,9 @@ class M2(Method):
         }
         yield "model", terms
 
-    def costs(self, images: Tensor, features: Tensor, class_probs: Tensor) -> Tensor:
+    def costs(
+        self, images: Tensor, features: Tensor, class_probs: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
         """Bound minus the log likelihood of images with the classes they are said to have.
 
         Parameters
@@ -103,6 +105,8 @@ class M2(Method):
             ``(B, F)``, what the trunk of styles makes of them.
         class_probs
             ``(B, K)``, one-hot.
+        noise
+            ``(B, Z)``, standard normal; None draws it.
 
         Returns
         -------
@@ -110,7 +114,8 @@ class M2(Method):
             ``(B,)``, in nats; one style is drawn for each image.
         """
         mean, log_variance = self._styles(features, class_probs)
-        latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        noise = torch.randn_like(mean) if noise is None else noise
+        latent = mean + (0.5 * log_variance).exp() * noise
         likelihood = bernoulli_loss(self.decoder.logits(latent, class_probs), images)
         return likelihood + normal_divergence(mean, log_variance) + math.log(self.n_classes)
 
@@ -126,7 +131,9 @@ class M2(Method):
         n, n_classes = class_logits.shape
         every_class = torch.eye(n_classes, device=images.device).repeat(n, 1)
         images, features = (t.repeat_interleave(n_classes, 0) for t in (images, features))
-        return marginal_loss(class_logits, self.costs(images, features, every_class).view(n, -1))
+        noise = torch.randn_like(class_logits[:, :, None].expand(-1, -1, self.config.latent_dim))
+        costs = self.costs(images, features, every_class, noise.flatten(0, 1))
+        return marginal_loss(class_logits, costs.view(n, -1))
 
     def predict(self, images: Tensor) -> Tensor:
         """Return class_logits ``(B, K)``."""

@@ -173,7 +173,8 @@ def find_edges(pool: Tensor, n_neighbors: int = 7) -> tuple[Tensor, Tensor]:
 
     Shown in: book/07_learning_from_few_labels.ipynb
     """
-    upright = deskew(ink_on_black(to_float(pool)))
+    parts = pool.split(4096)  # so that float copies of all images are there only once
+    upright = torch.cat([deskew(ink_on_black(to_float(part))) for part in parts])
     features = principal_components(oriented_gradients(upright), 100)
     n_candidates = min(max(_CANDIDATES, n_neighbors), len(pool) - 1)
     candidates, _ = nearest_neighbors(features, n_candidates)
