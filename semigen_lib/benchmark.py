@@ -227,6 +227,7 @@ def _train_and_measure(cell: Cell) -> dict[str, Any]:
         "schema": SCHEMA,
         "configuration": dataclasses.asdict(cell),
         "figures": measure_method(method, test_images),
+        "images": [len(split), len(test_images)],  # of a folder that may grow
         "steps": int(history["step"][-1]),
         "seconds": history["seconds"][-1],
         "device": str(next(method.parameters()).device),
@@ -428,6 +429,11 @@ def summarise_cells(
 
 def _row(cells: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     first = cells[0]
+    if len(sizes := {tuple(record["images"]) for record in records if "images" in record}) > 1:
+        raise ValueError(
+            f"{first.path}: expected one set of images for all cells of a row, got {sorted(sizes)} "
+            "to learn from and to be tested on: the data has changed"
+        )
     errors = [record["figures"]["test_error"] for record in records]
     same = dataclasses.asdict(first)
     row = {

@@ -73,6 +73,7 @@ __all__ = [
 DEFAULT_LABELS = 100
 STREAM = {"auto": None, "always": True, "never": False}  # as load_images wants it
 SHOWN_PER_CLASS = 10  # columns of samples.png
+MOST_PIXELS = 8_000  # from left to right in a picture that can still be looked at
 MOST_SCORED = 60_000  # drawings that a reader learns from; they are in memory
 
 
@@ -82,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1 if a cell of a benchmark or the grader failed; 2 for bad input; 130 when interrupted. A
     training that SIGTERM ends leaves with 143.
     """
+    for name in ("stdout", "stderr"):  # a daemon may have closed them: that costs no run
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.StringIO())
     options = build_parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -123,6 +127,10 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="train a method and write a run",
         description="Train a method on images of which only some have labels, and write RUN/"
         "{model.safetensors, config.json, history.csv, metrics.json, samples.png}.",
+        epilog=f"methods that read: {_those_that('reads')}. Methods that draw: "
+        f"{_those_that('draws')}. Methods that draw the class one asks for: "
+        f"{_those_that('draws_on_request')}. A setting that a method does not have is refused "
+        "with the names of those that it has.",
     )
     add = command.add_argument
     add("--data", default="mnist", help="mnist, another data set's name, or a FOLDER with one "
@@ -153,6 +161,10 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "options must be as they were")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=run_train)
+
+
+def _those_that(can: str) -> str:
+    return ", ".join(name for name, method in METHODS.items() if getattr(method, can))
 
 
 def _add_sample(commands: argparse._SubParsersAction) -> None:
@@ -186,6 +198,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         description="Measure a run on the test images of its data and print the figures as JSON.",
     )
     _add_run(command)
+    command.add_argument("--data", metavar="FOLDER", help="where its images are now, or other "
+        "labelled images of the same classes (default: where they were)")  # fmt: skip
     command.add_argument("--samples-per-class", type=int, default=500, metavar="N", help="drawings "
         "of each class to measure, if it draws on request; 0 for none (default: 500)")  # fmt: skip
     command.add_argument("--cas", action="store_true", help="also the classification accuracy "
@@ -210,6 +224,7 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
     """Do it, in one of several processes or alone; the first of them writes."""
     out = options.out
     if is_first():
+        check_outside(out, Path(options.data))
         check_free(out, options.resume)
     if options.steps is None and options.minutes is None:
         options.steps = DEFAULT_STEPS
@@ -289,8 +304,10 @@ def config_of(options: argparse.Namespace, split: LabelSplit, label_seed: int) -
 def ends_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end a command in order, as Ctrl-C does, with one line and status 143."""
 
+    asked = []
+
     def end(number: int, _: object) -> None:
-        remark("terminated")
+        asked.append(is_first())
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
@@ -298,6 +315,8 @@ def ends_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if any(asked):  # said when the progress bar is closed
+            say("terminated")
 
 
 @contextmanager
@@ -327,6 +346,12 @@ def check_free(out: Path, resume: bool) -> None:
         raise ValueError(f"--resume: expected an interrupted run in {out}, got none")
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out: expected a new or empty folder (or --resume), got {out}")
+
+
+def check_outside(out: Path, images: Path) -> None:
+    """Refuse to write into a folder of images, which holds nothing else."""
+    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise ValueError(f"--out: expected a place outside the images in {images}, got {out}")
 
 
 def check_same(before: dict, now: dict) -> None:
@@ -393,6 +418,13 @@ def samples_png(method: Method, config: dict, test_images: ImageSet) -> bytes:
 
 def load_run(folder: Path, device: str) -> tuple[Method, dict]:
     """Return the trained method of a finished run, and its config."""
+    if not (folder / "config.json").exists():
+        raise ValueError(f"RUN: expected a folder that semigen train wrote, got {folder}")
+    if not (folder / "metrics.json").exists():
+        raise ValueError(
+            f"RUN: expected a finished run, got an interrupted one in {folder}; the same "
+            "semigen train with --resume goes on"
+        )
     config, metrics = read_json(folder / "config.json"), read_json(folder / "metrics.json")
     wanted = ("method", "settings", "data", "image_shape", "class_names")
     if missing := [name for name in wanted if name not in config]:
@@ -417,6 +449,12 @@ def run_sample(options: argparse.Namespace) -> None:
     method, config = load_run(options.run_folder, options.device)
     if not method.draws:
         raise ValueError(f"RUN: expected a method that draws, got {config['method']}")
+    most = MOST_PIXELS // config["image_shape"][-1]
+    if options.out.suffix == ".png" and options.per_class > most:
+        raise ValueError(
+            f"--per-class: expected at most {most} for a .png, got {options.per_class}; "
+            "an .npz takes any number"
+        )
     names, columns = config["class_names"], options.per_class
     if options.class_name is not None:
         asked = [class_index(options.class_name, names)]
@@ -443,6 +481,7 @@ def run_sample(options: argparse.Namespace) -> None:
 def run_predict(options: argparse.Namespace) -> None:
     """Read images and write name, label, probability."""
     check_suffix(options.out, (".csv",))
+    check_outside(options.out, options.images)
     method, config = load_run(options.run_folder, options.device)
     if not method.reads:
         raise ValueError(f"RUN: expected a method that reads images, got {config['method']}")
@@ -465,6 +504,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if options.cas and not method.draws_on_request:
         raise ValueError(f"--cas: expected a method that draws on request, got {config['method']}")
     channels, image_size, _ = config["image_shape"]
+    if options.data is not None:
+        config["data"] = options.data
     data = load_images(config["data"], image_size=image_size, channels=channels)
     if list(data.class_names) != config["class_names"]:
         raise ValueError(
@@ -486,6 +527,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if hasattr(method, "reconstruct"):
         figures["reconstruction"] = reconstruction_error(method, data.test.images)
     figures |= drawn
+    if per_class and method.draws and not method.draws_on_request:
+        say(f"{config['method']} does not draw on request: drawings are not measured")
     if options.cas:
         figures["classification_accuracy_score"] = score_figures(method, config, data)
     sys.stdout.write(json.dumps(figures) + "\n")

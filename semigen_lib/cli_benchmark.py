@@ -20,7 +20,13 @@ from semigen_lib.benchmark import (
     to_table,
 )
 from semigen_lib.checkpoint import write_atomically
-from semigen_lib.console import DEFAULT_STEPS, add_device, parse_settings, say
+from semigen_lib.console import (
+    DEFAULT_STEPS,
+    add_device,
+    parse_settings,
+    say,
+    terminated_like_interrupted,
+)
 from semigen_lib.methods import METHODS
 from semigen_lib.runtime import PRECISIONS, pick_device
 from semigen_lib.training import check_duration
@@ -94,17 +100,20 @@ def whole_numbers(text: str) -> list[int]:
 def _run_benchmark(options: argparse.Namespace) -> int:
     """Run the cells that are missing, write the table, and return 1 if a cell failed."""
     failed = 0
+    if options.summary is not None and options.summary.suffix != ".csv":
+        raise ValueError(f"--summary: expected a file ending in .csv, got {options.summary}")
     if options.methods:
-        for cell, problem in run_cells(
-            _planned_cells(options),
-            options.out,
-            jobs=options.jobs,
-            scheduler=options.scheduler,
-            progress=not options.quiet,
-        ):
-            if problem is not None:
-                say(f"{cell}: expected it to finish, got {problem}")
-                failed = 1
+        with terminated_like_interrupted():  # or its workers would go on
+            for cell, problem in run_cells(
+                _planned_cells(options),
+                options.out,
+                jobs=options.jobs,
+                scheduler=options.scheduler,
+                progress=not options.quiet,
+            ):
+                if problem is not None:
+                    say(f"{cell}: expected it to finish, got {problem}")
+                    failed = 1
     rows = summarise_cells(find_cells(options.out))
     if not rows and not failed:
         raise ValueError(f"--out: expected a folder with finished cells, got none in {options.out}")

@@ -6,15 +6,11 @@ Shown in: book/instructor.md
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from semigen_lib.checkpoint import write_atomically
-from semigen_lib.console import parse_settings, say
+from semigen_lib.console import parse_settings, say, terminated_like_interrupted
 from semigen_lib.grading.assignment import (
     all_assignments,
     check_parameters,
@@ -111,7 +107,10 @@ def _run_assign(options: argparse.Namespace) -> None:
     for path in paths:
         target = options.out / path.name
         if target.exists() and (not options.force or target.samefile(path)):
-            raise ValueError(f"--out: expected a folder without {path.name}, got {options.out}")
+            way_out = "" if options.force else " (or --force)"
+            raise ValueError(
+                f"--out: expected a folder without {path.name}{way_out}, got {options.out}"
+            )
         assignment = load_assignment(path)
         chosen = set_parameters(assignment.notebook, check_parameters(assignment, values))
         texts[target] = notebook_text(make_student_version(chosen))
@@ -124,7 +123,7 @@ def _run_grade(options: argparse.Namespace) -> int:
     """Grade a folder, print how it went in one line, and return 1 if somebody has no score."""
     from semigen_lib.grading.grade import grade_folder  # nbformat: there with the extra "course"
 
-    with _terminated_like_interrupted():
+    with terminated_like_interrupted():
         students, records = grade_folder(
             options.submissions,
             find_assignment(options.assignment),
@@ -145,23 +144,6 @@ def _run_grade(options: argparse.Namespace) -> int:
             failed = 1
     sys.stdout.write(closing_line(records, students) + "\n")
     return failed
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM stop what is done inside like Ctrl-C, and say what remains."""
-
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        say("what is graded is kept; the same command goes on")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def tested_sandbox() -> Sandbox:

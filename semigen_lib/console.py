@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from semigen_lib.distributed import is_first
@@ -27,6 +29,7 @@ __all__ = [
     "parse_settings",
     "remark",
     "say",
+    "terminated_like_interrupted",
 ]
 
 
@@ -77,6 +80,23 @@ def remark(sentence: str) -> None:
     """Say what each of several processes would say, once."""
     if is_first():
         say(sentence)
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM stop what is done inside like Ctrl-C, and say what remains."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("what is finished is kept; the same command goes on")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _NO_MEMORY = ("out of memory", "allocate memory", "allocate shared memory", "not enough memory")

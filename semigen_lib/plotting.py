@@ -178,7 +178,8 @@ def show_images(
         for i, text in enumerate(row_titles or ())
     ]
     if own:
-        scale = max(1, _GRID_WIDTH // grid.shape[1]) if scale is None else _positive(scale, "scale")
+        fits = min(_GRID_WIDTH // grid.shape[1], 4 * _GRID_WIDTH // grid.shape[0])
+        scale = max(1, fits) if scale is None else _positive(scale, "scale")
         _fit_figure(ax, grid.shape[1] * scale, grid.shape[0] * scale, texts)
     return ax
 

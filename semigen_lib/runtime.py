@@ -135,6 +135,8 @@ def signals_noted() -> Iterator[list[int]]:
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is signal.SIG_IGN:  # as in a job of a script, with "&"
+                continue
             handlers[number] = signal.signal(number, note)
     try:
         yield noted

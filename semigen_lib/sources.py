@@ -208,8 +208,8 @@ def load_images(
     to 8 bits, the longer side is resized to ``image_size`` (bilinear, anti-aliased) and the shorter
     one is padded evenly with the mean colour of the image's border. Whatever is not a readable
     image is an error that names it; only hidden files, ``Thumbs.db`` and ``desktop.ini`` are
-    ignored. Without test images, some 20 % of each class (at least one) are held out, each by the
-    sha256 of its ``class/file``, and ``notes`` says so.
+    ignored. Without test images, some 20 % of each class (10 to 30 %, at least one) are held out,
+    each by the sha256 of its ``class/file``, and ``notes`` says so.
 
     Images that stream give the same batches as images in memory. They are not looked at beforehand:
     a damaged file stops the training that comes upon it, and copies of test images among them are
@@ -555,7 +555,8 @@ def _read_all(
         while part := list(itertools.islice(paths, 4096)):  # a task takes more than a small image
             bad += filter(None, apply(read, itertools.islice(positions, len(part)), part))
     if bad:
-        raise DataError(f"expected readable images, got {len(bad)} other files: {', '.join(bad)}")
+        files = "1 other file" if len(bad) == 1 else f"{len(bad)} other files"
+        raise DataError(f"expected readable images, got {files}: {_some(bad)}")
     return torch.from_numpy(images)
 
 
@@ -793,7 +794,7 @@ def _only_folders(folder: Path) -> list[Path]:
     entries = list_folder(folder)
     if files := [_shown(path) for path in entries if not path.is_dir()]:
         raise DataError(
-            f"{_shown(folder)}: expected images inside class folders, got {', '.join(files)}"
+            f"{_shown(folder)}: expected images inside class folders, got {_some(files)}"
         )
     return entries
 
@@ -802,7 +803,7 @@ def _hold_out(folder: Path, classes: _Names) -> tuple[_Names, _Names]:
     """Take test images of each class by the hash of their names: the same wherever it is run.
 
     Each name decides for itself, so that no image that a run has learned from becomes a test image
-    when the folder grows.
+    when the folder grows; but no class has less than a tenth held out, or more than three.
     """
     kept, held = {}, {}
     for name, files in classes.items():
@@ -813,7 +814,8 @@ def _hold_out(folder: Path, classes: _Names) -> tuple[_Names, _Names]:
             )
         digests = [hashlib.sha256(file).digest()[:8] for file in files]  # of class/file
         shares = np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
-        n_held = min(max((shares < HELD_OUT).sum(), 1), len(files) - 1)
+        n_held = (shares < HELD_OUT).sum().clip(math.ceil(0.1 * len(files)), 0.3 * len(files))
+        n_held = max(int(n_held), 1)
         chosen = np.zeros(len(files), bool)
         chosen[shares.argsort()[:n_held]] = True
         kept[name], held[name] = files[~chosen], files[chosen]
@@ -821,4 +823,10 @@ def _hold_out(folder: Path, classes: _Names) -> tuple[_Names, _Names]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+    return _some([repr(name) for name in names])
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """Join names to one line that can be read, however many there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

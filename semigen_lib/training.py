@@ -47,6 +47,7 @@ from semigen_lib.runtime import (
     set_rng_state,
     signals_noted,
 )
+from semigen_lib.sources import whole_number
 
 __all__ = [
     "LOOK_EVERY",
@@ -173,6 +174,13 @@ def _moved_by(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
+def _forget_unfinished(optimizer: torch.optim.Optimizer) -> None:
+    """Drop what Adam has of a weight for whose second moment there was no room."""
+    if isinstance(optimizer, torch.optim.Adam):
+        for weight in [w for w, state in optimizer.state.items() if "exp_avg_sq" not in state]:
+            del optimizer.state[weight]
+
+
 def _next_update(
     method: Method, updates: Iterator[tuple[str, Terms]], batch: Batch, precision: str
 ) -> tuple[str, Terms] | None:
@@ -225,6 +233,7 @@ def _turns_in_parts(
             for name, term in terms.items():
                 named[name] = named.get(name, 0.0) + share * term.detach()
             del updates, update, terms, term  # and with them the graph of this part
+        average_gradients(_moved_by(optimizers[player]))
         optimizers[player].step()
         yield player, named
 
@@ -339,7 +348,12 @@ def train(
     Shown in: book/05_training_loop.ipynb
     """
     check_duration(steps, minutes)
+    steps = None if steps is None else whole_number(steps, "steps", 1)
     check_pool(method, split.images)
+    expected, got = (method.image_shape, method.n_classes), (split.image_shape, split.n_classes)
+    if expected != got:
+        raise ValueError(f"split: expected (image_shape, n_classes) {expected}, got {got}")
+    states = None if states is None else Path(states)
     if record_every < 1:
         raise ValueError(f"record_every: expected at least 1, got {record_every}")
     if resume and states is None:
@@ -376,6 +390,8 @@ def train(
                 break
         if states is not None:
             run.save(states)
+    if run.done < 1:  # somebody took the signal and did nothing: this is no finished run
+        raise KeyboardInterrupt
     method.load_state_dict(run.averaged.module.state_dict())
     method.eval()
     return run.history
@@ -561,6 +577,8 @@ class _Run:
                 if not is_out_of_memory(error) or smallest or not alone:
                     raise
             self.n_parts *= 2  # out here the failed step, and its tensors, are forgotten
+            for optimizer in self.optimizers.values():
+                _forget_unfinished(optimizer)
         if self.n_parts > n_parts:
             warnings.warn(
                 f"memory: expected room for {len(batch.images)} images at once, got none: from "
@@ -574,7 +592,8 @@ class _Run:
         """Add a row to the history and return its terms."""
         row = summarise(window, self.step)
         seen = self.step // LOOK_EVERY > (self.step - len(window)) // LOOK_EVERY
-        if seen and self.done >= 0.5 and self.method.draws and len(self.method.players) > 1:
+        n_players = sum(name.startswith(_GRADIENT) for name in window[-1])  # had a turn: a game
+        if seen and self.done >= 0.5 and self.method.draws and n_players > 1:
             noise = rng_state()
             images = to_float(self.stream.some_images(32))
             variety = measure_variety(self.averaged.module.eval(), images)

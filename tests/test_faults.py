@@ -9,6 +9,7 @@ import builtins
 import errno
 import hashlib
 import io
+import itertools
 import json
 import lzma
 import os
@@ -35,6 +36,7 @@ from semigen_lib import checkpoint, cli, data, sources, training
 from semigen_lib.checkpoint import SCHEMA, CheckpointError, load_state, save_state
 from semigen_lib.data import Batch, BatchStream, DataError, ImageData, load_images, split_labels
 from semigen_lib.methods.method import Method, MethodConfig
+from semigen_lib.methods.supervised import Supervised
 from semigen_lib.training import TrainingError, train
 
 training_fault = pytest.mark.fault("training")
@@ -174,6 +176,7 @@ MOMENTS = [
     for when, what in (
         *(("before", "opening"), ("amid", "writing"), ("before", "flush")),
         *(("after", "flush"), ("before", "move"), ("after", "move")),
+        *(("before", "flush of the folder"), ("after", "flush of the folder")),
     )
 ]
 
@@ -212,14 +215,14 @@ def kill_at(moment: int) -> None:
 
 
 @training_fault
-@pytest.mark.parametrize("moment", range(12), ids=MOMENTS)
+@pytest.mark.parametrize("moment", range(len(MOMENTS)), ids=MOMENTS)
 def test_killed_while_saving(moment, split, states, whole) -> None:
     def train_on() -> None:
         kill_at(moment)
         run(split, states, resume=True)
 
     assert forked(train_on) == -signal.SIGKILL
-    is_whole = moment == 11  # what was moved last makes it a state
+    is_whole = moment >= MOMENTS.index("after the move of the JSON")  # it makes it a state
     assert steps_in(states)[-1] == (6 if is_whole else 4)
     resumes(split, states, whole)
     assert len(list(states.iterdir())) == 4, "what the dead process left is gone"
@@ -302,7 +305,10 @@ def test_full_disk(file, place, split, states, whole, monkeypatch) -> None:
 
     def sometimes(*arguments):
         calls.append(arguments)
-        return (fails if len(calls) == (1 if file == "tensors" else 2) else real)(*arguments)
+        first_of_json = 3 if place == "flush" else 2  # a folder is flushed in between
+        return (fails if len(calls) == (1 if file == "tensors" else first_of_json) else real)(
+            *arguments
+        )
 
     before = sorted(path.name for path in states.iterdir())
     with monkeypatch.context() as patch:
@@ -623,6 +629,20 @@ def test_collapse_is_flagged(spread, flagged, split, monkeypatch) -> None:
         assert all(0 <= ratio < training.VARIETY for ratio in looked[0]["collapse"][1:])
 
 
+@training_fault
+def test_a_game_that_has_not_begun_has_not_collapsed(split, monkeypatch) -> None:
+    """As in ``cgan``, whose generator waits until a student has named the images."""
+
+    class Waiting(Game):
+        spread = 0.0
+
+        def updates(self, batch):
+            yield from itertools.islice(super().updates(batch), 1)
+
+    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    assert "collapse" not in run(split, kind=Waiting)[0]
+
+
 # ---- a full memory ----
 
 
@@ -679,6 +699,24 @@ def test_out_of_memory(kind, most, parts, split, tmp_path) -> None:
         torch.testing.assert_close(got[1][name], wanted[1][name], rtol=1e-4, atol=1e-6)
     for name in ("size", "fit"):
         assert got[0][name] == pytest.approx(wanted[0][name], rel=1e-4)
+
+
+@training_fault
+def test_out_of_memory_in_the_middle_of_the_first_adam_step(split, monkeypatch) -> None:
+    """Of some weight there is one moment and not the other; the repeated step makes both."""
+    real, made = torch.zeros_like, []
+
+    def zeros_like(*given, **options):
+        if sys._getframe(1).f_code.co_filename.endswith("adam.py"):
+            made.append(given)
+            if len(made) == 2:
+                raise ERRORS["CUDA"]
+        return real(*given, **options)
+
+    monkeypatch.setattr(torch, "zeros_like", zeros_like)
+    with pytest.warns(UserWarning, match="taken in 2 parts"):
+        run(split, kind=Supervised, steps=2)
+    assert len(made) > 4
 
 
 @training_fault

@@ -373,7 +373,7 @@ def test_a_file_that_is_damaged_meanwhile_is_named(folder, make_method, tmp_path
             workers=workers,
             on_record=lambda step, _: steps.append(step),
         )
-    assert str(error.value).startswith(f"expected readable images, got 1 other files: {path} (")
+    assert str(error.value).startswith(f"expected readable images, got 1 other file: {path} (")
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
     assert steps == [1, 2], "what was read ahead is not an error yet"
     assert all_have_ended()
@@ -423,7 +423,7 @@ def test_a_damaged_file_is_one_line(folder, tmp_path, capsys) -> None:
     arguments = ("--stream", "always", "--workers", "1", "--steps", "9")
     assert semigen_train(own, tmp_path / "run", *arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith(f"got 1 other files: {own / 'unlabeled' / '3.png'} (not an image)")
+    assert last.endswith(f"got 1 other file: {own / 'unlabeled' / '3.png'} (not an image)")
 
 
 def test_a_killed_process_is_one_line(splits) -> None:

@@ -389,6 +389,16 @@ def test_every_method_trains_in_parts(name, make_method, tiny_split) -> None:
     assert all(term.isfinite() for term in terms.values())
 
 
+@every_method
+def test_terms_are_float32_in_bf16(name, make_method, tiny_split) -> None:
+    """Losses are small differences: eight bits of them would be too few."""
+    method = make_method(name).train()
+    run = training._Run(method, tiny_split, 0, 4, None)
+    for _ in range(4):
+        terms = run.make_step("bf16")
+        assert {term.dtype for term in terms.values()} == {torch.float32}
+
+
 # ---- interruptions ----
 
 

@@ -90,6 +90,8 @@ def grade_folder(
     if out.resolve().is_relative_to(submissions.resolve()):
         raise ValueError(f"out: expected a folder that is not among the submissions, got {out}")
     found = find_submissions(submissions.absolute())
+    if not found:
+        raise ValueError(f"submissions: expected a folder with some, got none in {submissions}")
     assignment = load_assignment(path)
     with claimed_folder(out):
         records = find_results(out, assignment.name)
