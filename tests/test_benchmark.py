@@ -287,7 +287,9 @@ def test_ctrl_c_keeps_the_finished_cells(here, capsys, monkeypatch) -> None:
 
     monkeypatch.setattr(benchmark, "run_cell", stop)
     assert bench(f"{ASKED} --out new") == 130
-    assert capsys.readouterr().err == "semigen: interrupted\n"
+    assert capsys.readouterr().err == (
+        "semigen: what is finished is kept; the same command goes on\nsemigen: interrupted\n"
+    )
     assert contents(Path("new")).keys() == {"supervised_3_0", "supervised_6_0"}
 
 
@@ -456,6 +458,7 @@ BAD = {
     "out is a file": f"{ASKED} --out shapes/a/0.png",
     "out below a file": f"{ASKED} --out shapes/a/0.png/new",
     "nothing to summarise": "--out new",
+    "summary of another kind": f"{ASKED} --out new --summary new.py",
     "no out": ASKED,
 }
 
@@ -598,6 +601,31 @@ def test_a_row_is_of_one_configuration() -> None:
     pairs = [finished(PLAIN, 0.1), finished(dataclasses.replace(PLAIN, seed=1, steps=8), 0.1)]
     with pytest.raises(ValueError, match="expected steps as there, 9, got 8"):
         summarise_cells(pairs)
+
+
+def test_a_row_is_of_one_set_of_images() -> None:
+    """A folder that grows between two calls changes what is measured."""
+    records = [finished(PLAIN, 0.1), finished(dataclasses.replace(PLAIN, seed=1), 0.1)]
+    for n, (_, record) in zip((16, 32), records, strict=True):
+        record["images"] = [n, 4]
+    with pytest.raises(ValueError, match="expected one set of images for all cells of a row, got"):
+        summarise_cells(records)
+    records[1][1]["images"] = [16, 4]
+    assert len(summarise_cells(records)) == 1
+
+
+def test_terminated_it_stops_as_by_ctrl_c(here, monkeypatch, capsys) -> None:
+    """So its workers are ended too."""
+
+    def asked(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+        yield
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("semigen_lib.cli_benchmark.run_cells", asked)
+    assert bench(f"{ASKED} --out new") == 130
+    assert "what is finished is kept; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_table_is_written_without_running(here, ran, capsys) -> None:

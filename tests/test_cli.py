@@ -234,6 +234,7 @@ BAD = {
     "out is a run": "train --data shapes --steps 2 --out runs/combined",
     "out is unfinished": "train --data shapes --steps 2 --out runs/unfinished",
     "out has other things": "train --data shapes --steps 2 --out shapes",
+    "out is among the images": "train --data shapes --steps 2 --out shapes/runs/new",
     "out is a file": "train --data shapes --steps 2 --out notes.txt",
     "out below a file": "train --data shapes --steps 2 --out notes.txt/run",
     "out not writable": "train --data shapes --steps 2 --out /proc/nonsuch/run",
@@ -275,6 +276,7 @@ BAD = {
     "sample: none": "sample runs/combined --per-class 0 --out new.png",
     "sample: negative": "sample runs/combined --per-class -3 --out new.png",
     "sample: negative seed": "sample runs/combined --seed -3 --out new.png",
+    "sample: too wide": "sample runs/combined --per-class 1000 --out new.png",
     "sample: other suffix": "sample runs/combined --out new.jpg",
     "sample: no suffix": "sample runs/combined --out new",
     "sample: out is a folder": "sample runs/combined --out drawing.png",
@@ -288,6 +290,7 @@ BAD = {
     "predict: no image": "predict runs/combined notes.txt --out new.csv",
     "predict: folders": "predict runs/combined shapes --out new.csv",
     "predict: one unreadable": "predict runs/combined unreadable/top --out new.csv",
+    "predict: out among the images": "predict runs/combined shapes/top --out shapes/top/new.csv",
     "predict: other suffix": "predict runs/combined shapes/top --out new.txt",
     "predict: out below a file": "predict runs/combined shapes/top --out notes.txt/new.csv",
     "predict: missing npz": "predict runs/combined nonsuch.npz --out new.csv",
@@ -331,6 +334,39 @@ def test_bad_input_is_one_line_and_changes_nothing(line, workspace, capsys, monk
     assert err.startswith("semigen") and err.endswith("\n") and err.count("\n") == 1, err
     assert "expected " in err and "got" in err and "Traceback" not in err, err
     assert snapshot(workspace) == before
+
+
+def test_an_interrupted_run_is_said_to_be_one(workspace, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(workspace)
+    assert run("predict runs/unfinished shapes/top --out new.csv") == 2
+    err = capsys.readouterr().err
+    assert "got an interrupted one in runs/unfinished" in err and "--resume" in err
+    assert run("predict shapes/top runs/combined --out new.csv") == 2
+    assert "expected a folder that semigen train wrote, got shapes/top" in capsys.readouterr().err
+
+
+def test_images_that_have_moved_can_be_named(workspace, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(workspace)
+    assert run("evaluate runs/combined --samples-per-class 0") == 0
+    wanted = capsys.readouterr().out
+    assert run("evaluate runs/moved --samples-per-class 0") == 2
+    capsys.readouterr()
+    assert run("evaluate runs/moved --samples-per-class 0 --data shapes") == 0
+    assert capsys.readouterr().out == wanted
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_closed_streams_cost_no_run(stream, workspace, monkeypatch) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(sys, stream, None)
+    assert run("evaluate runs/combined") == 0
+
+
+def test_help_says_what_methods_can_do(capsys) -> None:
+    assert run("train --help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "methods that read: supervised," in said.replace("combined, supervised,", "supervised,")
+    assert "draw the class one asks for:" in said
 
 
 @pytest.mark.parametrize("options", ["--method gan", "--image-size 30", "--set nonsuch=1"])
@@ -759,6 +795,8 @@ def test_evaluate_prints_one_line_of_json(method, workspace, capsys) -> None:
     # The drawings are of shapes, which the judge of digits has never seen.
     if METHODS[method].draws_on_request:
         assert err.count("\n") == 1 and "no judge" in err and "samples" not in figures
+    elif METHODS[method].draws:
+        assert err == f"semigen: {method} does not draw on request: drawings are not measured\n"
     else:
         assert err == ""
     metrics = json.loads((workspace / f"runs/{method}/metrics.json").read_text())

@@ -383,7 +383,7 @@ def test_interrupted_it_keeps_what_is_finished(number, here, uninterrupted, capf
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     err = capfd.readouterr().err
     assert err == (
-        "semigen: what is graded is kept; the same command goes on\nsemigen: interrupted\n"
+        "semigen: what is finished is kept; the same command goes on\nsemigen: interrupted\n"
     )
     assert {p.stem for p in Path("grades/results").iterdir()} == set(NAMES[:3])
     assert run(f"{GRADE} --out grades") == 0

@@ -109,6 +109,17 @@ def test_a_signal_waits_until_the_work_is_done(number, monkeypatch) -> None:
         signal.signal(number, before)
 
 
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """As Ctrl-C is in what a script starts with "&": it must not end a run early."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_noted() as noted:
+            signal.raise_signal(signal.SIGINT)
+        assert noted == [] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_outside_the_main_thread_no_signal_is_noted() -> None:
     def run() -> None:
         with signals_noted() as noted:

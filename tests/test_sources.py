@@ -483,6 +483,14 @@ def test_files_of_file_managers_are_ignored(folder) -> None:
     assert torch.equal(before.train.images, after.train.images)
 
 
+def test_thousands_of_files_in_the_wrong_place_are_one_readable_line(folder) -> None:
+    for i in range(3000):
+        (folder / f"{i:04}.png").touch()
+    with pytest.raises(DataError, match=r"0009\.png, and 2990 more\Z") as error:
+        load_images(folder)
+    assert len(message(error)) < 2000
+
+
 def test_all_unreadable_files_are_named(folder) -> None:
     (folder / "cat" / "notes.txt").write_text("hello")
     (folder / "cat" / "empty.png").touch()

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -358,6 +359,36 @@ def test_a_player_whom_no_gradient_reaches_stays_as_it_was(make_method, tiny_spl
     before = method.second.weight.clone()
     train(method, tiny_split, steps=3, progress=False)
     assert torch.equal(method.second.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ({"shape": (3, 28, 28)}, "split: expected .* got .*"),
+        ({"n_classes": 5}, "split: expected .* got .*"),
+        ({"steps": 2.5}, "expected steps to be a whole number .* got 2.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(kind, message, make_method, tiny_split) -> None:
+    steps = kind.pop("steps", 2)
+    with pytest.raises(ValueError, match=rf"\A{message}\Z"):
+        train(make_method("supervised", **kind), tiny_split, steps=steps, progress=False)
+
+
+def test_a_signal_that_somebody_swallows_is_no_finished_run(
+    make_method, tiny_split, tmp_path
+) -> None:
+    def ask(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(make_method("supervised"), tiny_split, steps=9, record_every=1, progress=False,
+                  states=tmp_path, on_record=ask)  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert load_state(tmp_path)[0] == 1
 
 
 # ---- a batch in parts ----
