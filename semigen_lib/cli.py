@@ -133,32 +133,32 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "with the names of those that it has.",
     )
     add = command.add_argument
-    add("--data", default="mnist", help="mnist, another data set's name, or a FOLDER with one "
+    add("--data", help="mnist, another data set's name, or a FOLDER with one "
         "sub-folder per class, optionally unlabeled/ and test/; ./usps is a folder, "
         "usps a data set (default: mnist)")  # fmt: skip
-    add("--method", default="combined", help=f"one of {', '.join(METHODS)}, or best: the one that "
+    add("--method", help=f"one of {', '.join(METHODS)}, or best: the one that "
         "reads best with so many labels (default: combined)")  # fmt: skip
     add("--labels", type=int, help="how many images keep their label, the same number of "
         f"each class (default: {DEFAULT_LABELS} or a few less; in a folder, all)")  # fmt: skip
-    add("--seed", type=int, default=0, help="of weights, batches, noise and labels (default: 0)")
+    add("--seed", type=int, help="of weights, batches, noise and labels (default: 0)")
     add("--label-seed", type=int, help="of the choice of labels only (default: the seed)")
     add("--steps", type=int, help=f"how many steps (default: {DEFAULT_STEPS})")
     add("--minutes", type=float, help="how many minutes, instead of steps")
-    add("--image-size", type=int, default=28, help="side in pixels (default: 28)")
-    add("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (default: 1)")
+    add("--image-size", type=int, help="side in pixels (default: 28)")
+    add("--channels", type=int, choices=(1, 3), help="1 grey, 3 colour (default: 1)")
     add("--stream", choices=STREAM, default="auto", help="whether the images of a folder stay in "
         "their files and are read while training: auto, if they would take more than a quarter "
         "of the free memory; the run is the same either way (default: auto)")  # fmt: skip
     add("--workers", type=int, metavar="N", help="how many processes read them; 0 for none "
         "(default: as many as there are CPUs, up to 4)")  # fmt: skip
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the "
+    add("--set", action="append", metavar="NAME=VALUE", help="a setting of the "
         "method, such as latent_dim=16 or request_weight=0; repeatable")  # fmt: skip
     add_device(command)
-    add("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where it is fast and "
-        "the method wants it")  # fmt: skip
+    add("--precision", choices=PRECISIONS, help="auto: bf16 where it is fast and the method wants "
+        "it (default: auto)")  # fmt: skip
     add("--out", type=Path, required=True, metavar="RUN", help="a new folder for the run")
-    add("--resume", action="store_true", help="go on with an interrupted run in RUN; the other "
-        "options must be as they were")  # fmt: skip
+    add("--resume", action="store_true", help="go on with an interrupted run in RUN; it remembers "
+        "its options, and refuses others")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=run_train)
 
@@ -224,14 +224,14 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
     """Do it, in one of several processes or alone; the first of them writes."""
     out = options.out
     if is_first():
-        check_outside(out, Path(options.data))
         check_free(out, options.resume)
-    if options.steps is None and options.minutes is None:
-        options.steps = DEFAULT_STEPS
+    before = read_json(out / "config.json") if options.resume else {}
+    fill_in(options, before)
+    check_outside(out, Path(options.data))
     check_duration(options.steps, options.minutes)
     if options.method != "best":  # refused before minutes are spent on reading images
         shape = (options.channels, options.image_size, options.image_size)
-        build_method(options.method, shape, 2, parse_settings(options.set))
+        build_method(options.method, shape, 2, options.settings)
     data = load_images(
         options.data,
         image_size=options.image_size,
@@ -239,7 +239,12 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
         stream=STREAM[options.stream],
     )
     n_labeled = options.labels
-    if n_labeled is None and not data.name.startswith("folder:"):
+    if n_labeled is None and before:
+        check_same(before, {"n_images": len(data.train)})
+        n_labeled = before.get("n_labeled", 0)
+        if n_labeled >= int((data.train.labels != UNLABELED).sum()):
+            n_labeled = None  # all of them, also where classes differ in size
+    elif n_labeled is None and not data.name.startswith("folder:"):
         n_labeled = max(DEFAULT_LABELS // data.n_classes, 1) * data.n_classes
     label_seed = options.seed if options.label_seed is None else options.label_seed
     split = split_labels(data, n_labeled, label_seed)
@@ -253,7 +258,7 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
     check_pool(method, split.images)
     has_state = any((out / "states").glob("step-*.json"))
     if options.resume:
-        check_same(read_json(out / "config.json"), config)
+        check_same(before, config)
         if not has_state:  # it was killed in its first half minute
             remark("no training state was saved yet: the run begins anew")
     notes = () if options.resume else data.notes
@@ -277,6 +282,25 @@ def train_run(options: argparse.Namespace, device: torch.device) -> None:
             write_results(out, config, method, history, test_images)
 
 
+DEFAULTS = {"data": "mnist", "method": "combined", "seed": 0, "precision": "auto",
+            "channels": 1, "image_size": 28, "label_seed": None}  # fmt: skip
+
+
+def fill_in(options: argparse.Namespace, before: dict) -> None:
+    """Take what was not asked for from the run that goes on; for a new one, the defaults."""
+    remembered = {name: before[name] for name in DEFAULTS if name in before}
+    if "image_shape" in before:
+        remembered |= dict(zip(("channels", "image_size"), before["image_shape"], strict=False))
+    for name, value in (DEFAULTS | remembered).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.steps is None and options.minutes is None:
+        options.steps = before.get("steps", DEFAULT_STEPS)
+        options.minutes = before.get("minutes")
+    remembered = before.get("settings", {})
+    options.settings = remembered if options.set is None else parse_settings(options.set)
+
+
 def config_of(options: argparse.Namespace, split: LabelSplit, label_seed: int) -> dict:
     """Return every choice that leads to a run; how its images are kept is none of them."""
     is_folder = split.name.startswith("folder:")
@@ -284,7 +308,7 @@ def config_of(options: argparse.Namespace, split: LabelSplit, label_seed: int) -
         "schema": SCHEMA,
         "version": __version__,
         "method": options.method,
-        "settings": parse_settings(options.set),
+        "settings": options.settings,
         # A folder as an absolute path, so that it is found again from elsewhere.
         "data": str(Path(options.data).resolve()) if is_folder else split.name,
         "image_shape": list(split.image_shape),

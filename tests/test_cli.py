@@ -369,6 +369,19 @@ def test_help_says_what_methods_can_do(capsys) -> None:
     assert "draw the class one asks for:" in said
 
 
+@pytest.mark.parametrize("labels", ["", "--labels 4"])
+def test_a_run_remembers_its_options(labels, workspace, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = f"--data {workspace}/shapes --channels 3 --image-size 32 --label-seed 2 --precision fp32"
+    line = f"{data} --method lsgan --steps 9 --seed 3 {labels} {SMALL} --out cut"
+    train_interrupted(f"{line} --quiet", 4)
+    assert run("train --resume --out cut --quiet") == 0
+    assert run(f"train {line} --quiet --out whole") == 0
+    assert Path("cut/config.json").read_bytes() == Path("whole/config.json").read_bytes()
+    weights = "model.safetensors"
+    assert Path("cut", weights).read_bytes() == Path("whole", weights).read_bytes()
+
+
 @pytest.mark.parametrize("options", ["--method gan", "--image-size 30", "--set nonsuch=1"])
 def test_what_can_be_refused_at_once_is_refused_before_images_are_read(
     options, workspace, monkeypatch, capsys
