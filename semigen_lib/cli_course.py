@@ -142,6 +142,8 @@ def _run_grade(options: argparse.Namespace) -> int:
             why = record["detail"] if record else "no result"
             say(f"{student}: expected a score, got {why}")
             failed = 1
+    if gone := sorted(set(records) - set(students)):
+        say(f"{', '.join(gone)}: not among the submissions now; the table keeps what they had")
     sys.stdout.write(closing_line(records, students) + "\n")
     return failed
 

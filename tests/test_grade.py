@@ -157,11 +157,20 @@ def test_only_what_is_missing_or_changed_is_graded(here, monkeypatch, capsys) ->
     assert run(f"{GRADE} --out grades --runs 2") == 0 and marked == NAMES
 
 
-def test_a_result_is_kept_although_its_submission_is_gone(here) -> None:
+def test_a_result_is_kept_although_its_submission_is_gone(here, capsys) -> None:
     assert run(f"{GRADE} --out grades") == 0
+    assert "not among the submissions" not in capsys.readouterr().err
     Path("in/student0.ipynb").unlink()
     assert run(f"{GRADE} --out grades") == 0
+    assert "semigen: student0: not among the submissions now" in capsys.readouterr().err
     assert len(table()) == 6
+
+
+def test_no_submissions_are_a_mistake(here, capsys) -> None:
+    Path("nobody").mkdir()
+    assert run("grade nobody --assignment T1.ipynb --out grades") == 2
+    assert "expected a folder with some, got none in nobody" in one_line(capsys)
+    assert not Path("grades").exists()
 
 
 @pytest.mark.fault("durability")
