@@ -473,26 +473,25 @@ def run_sample(options: argparse.Namespace) -> None:
     method, config = load_run(options.run_folder, options.device)
     if not method.draws:
         raise ValueError(f"RUN: expected a method that draws, got {config['method']}")
-    most = MOST_PIXELS // config["image_shape"][-1]
-    if options.out.suffix == ".png" and options.per_class > most:
-        raise ValueError(
-            f"--per-class: expected at most {most} for a .png, got {options.per_class}; "
-            "an .npz takes any number"
-        )
     names, columns = config["class_names"], options.per_class
     if options.class_name is not None:
         asked = [class_index(options.class_name, names)]
     else:
         asked = list(range(len(names))) if method.draws_on_request else [UNLABELED] * len(names)
+    if len(asked) == 1:  # a single class fills a block rather than a line
+        columns = math.ceil(math.sqrt(options.per_class))
+    if options.out.suffix == ".png" and columns > MOST_PIXELS // config["image_shape"][-1]:
+        raise ValueError(
+            f"--per-class: expected a .png of at most {MOST_PIXELS} pixels from left to right, "
+            f"got {columns} images beside each other; an .npz takes any number"
+        )
     labels = torch.tensor(asked).repeat_interleave(options.per_class)
     seed_everything(options.seed)
     images = draw(method, labels)
     if options.out.suffix == ".png":
         from semigen_lib.plotting import grid_png  # matplotlib: imported only where used
 
-        titles = [names[k] for k in asked] if method.draws_on_request else None
-        if len(asked) == 1:  # a single class fills a block rather than a line
-            titles, columns = None, math.ceil(math.sqrt(options.per_class))
+        titles = [names[k] for k in asked] if method.draws_on_request and len(asked) > 1 else None
         picture = grid_png(images, columns=columns, row_titles=titles)
         write_atomically(options.out, picture)
         return
