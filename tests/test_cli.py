@@ -18,7 +18,7 @@ import torch
 from conftest import TINY, tiny_settings
 from PIL import Image
 
-from semigen_lib import __version__, cli, training
+from semigen_lib import __version__, cli, console, training
 from semigen_lib.checkpoint import load_state, load_weights
 from semigen_lib.cli import build_parser, explain, main
 from semigen_lib.data import UNLABELED, ImageData, ImageSet, load_images, split_labels
@@ -942,9 +942,12 @@ def test_version(capsys) -> None:
 
 def test_options_default_to_what_help_says() -> None:
     options = build_parser().parse_args(["train", "--out", "run"])
+    cli.fill_in(options, {})
     assert (options.data, options.method, options.seed) == ("mnist", "combined", 0)
     assert (options.device, options.precision, options.resume) == ("auto", "auto", False)
-    assert options.labels is options.steps is options.minutes is options.label_seed is None
+    assert (options.channels, options.image_size, options.settings) == (1, 28, {})
+    assert options.labels is options.minutes is options.label_seed is None
+    assert options.steps == console.DEFAULT_STEPS
 
 
 def test_training_that_goes_wrong_names_step_and_term(
