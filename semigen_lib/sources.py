@@ -802,8 +802,9 @@ def _only_folders(folder: Path) -> list[Path]:
 def _hold_out(folder: Path, classes: _Names) -> tuple[_Names, _Names]:
     """Take test images of each class by the hash of their names: the same wherever it is run.
 
-    Each name decides for itself, so that no image that a run has learned from becomes a test image
-    when the folder grows; but no class has less than a tenth held out, or more than three.
+    Each name decides for itself, so that images that a run has learned from hardly ever become test
+    images when the folder grows: only in a class of which names alone would hold out less than a
+    tenth, or more than three.
     """
     kept, held = {}, {}
     for name, files in classes.items():

@@ -306,6 +306,7 @@ def test_requests_that_cannot_be_met_are_one_line(case, good, known, unseen, jud
 
 def test_score_of_good_and_of_wrong_drawings() -> None:
     test, drawn = tiny_images(5, seed=2), tiny_images(12, seed=3)
+    random.random(), np.random.rand(), torch.rand(3)  # no generator is where a seed would put it
     state, draws = torch.get_rng_state(), (random.getstate(), str(np.random.get_state()))
     score = classification_accuracy_score(drawn.images, drawn.labels, test, steps=40)
     assert torch.get_rng_state().equal(state), "the noise of the caller is left alone"
