@@ -779,6 +779,19 @@ def test_first_terms_of_ss_aae_by_hand(make_method, batch) -> None:
     torch.testing.assert_close(got["style_adversarial"], 0.5 * ((score - 1) ** 2).mean())
 
 
+def test_views_of_ss_aae_are_for_the_class_alone(make_method, batch) -> None:
+    """A style must know where the strokes are: it and the redrawing have the image as it is."""
+    method = make_method("ss_aae", augment=1).train()
+    read, written = [], []
+    method.trunk.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    method.encoder.register_forward_pre_hook(lambda _, given: written.append(given[0]))
+    dict(step_through(method, batch))
+    images = torch.cat([batch.images, batch.labeled_images])
+    assert torch.equal(written[0], images)
+    moved = (read[0] - images).abs().amax((1, 2, 3))
+    assert read[0].shape == images.shape and moved.min() > 1e-3  # unlabelled and labelled ones
+
+
 def test_ss_aae_without_its_games_is_an_autoencoder_and_a_classifier(make_method, batch) -> None:
     """Whatever the discriminators say, nobody listens; with either weight somebody does."""
     off = {"class_adversarial_weight": 0.0, "style_adversarial_weight": 0.0}

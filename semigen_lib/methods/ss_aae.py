@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from semigen_lib.augment import warp
 from semigen_lib.data import Batch
 from semigen_lib.losses import (
     LSGAN_CODE,
@@ -45,6 +46,7 @@ class SsAaeConfig(MethodConfig):
     style_adversarial_weight: float = 1.0  # be taken for standard normal noise
     learning_rate: float = 3e-3
     beta1: float = 0.5
+    augment: int = 0  # 1: the class is read from a mild random view, and redraws the image itself
 
 
 class SsAae(Method):
@@ -77,7 +79,8 @@ class SsAae(Method):
         """The discriminators first; then the autoencoder, against their new weights."""
         n = len(batch.images)
         images = torch.cat([batch.images, batch.labeled_images])
-        class_logits, styles = self.predict(images), self.encoder(images)[0].float()
+        class_logits = self.predict(warp(images) if self.config.augment else images)
+        styles = self.encoder(images)[0].float()
         classes = class_logits[:n].softmax(1)
         by_chance = torch.randint(self.n_classes, (n,), device=images.device)
         wanted, noise = one_hot(by_chance, self.n_classes), self.noise(n)
