@@ -6,7 +6,8 @@ Run ``python book/tools/measure_drawing.py RUN ...`` with folders that such comm
 
 Each run becomes a row of ``drawing.csv``: the figures that ``semigen evaluate RUN --cas`` prints of
 5,000 drawings, and the classification accuracy score of 60,000. Rows of other runs stay; the long
-run of chapter 8 (``--labels 100 --seed 0 --steps 12000``) is in ``drawing_long.csv``. Six minutes
+run of chapter 8 (``--labels 100 --seed 0 --steps 12000``) is in ``drawing_long.csv``, its control
+(``labelled_only.py``) in ``drawing_control.csv``. Six minutes
 of one core a run, and two more for the score of the training images themselves.
 """
 
