@@ -556,7 +556,8 @@ def _read_all(
             bad += filter(None, apply(read, itertools.islice(positions, len(part)), part))
     if bad:
         files = "1 other file" if len(bad) == 1 else f"{len(bad)} other files"
-        raise DataError(f"expected readable images, got {files}: {_some(bad)}")
+        formats = ", ".join(_FORMATS)
+        raise DataError(f"expected readable images ({formats}), got {files}: {_some(bad)}")
     return torch.from_numpy(images)
 
 
