@@ -9,6 +9,10 @@ Each run becomes a row of ``drawing.csv``: the figures that ``semigen evaluate R
 run of chapter 8 (``--labels 100 --seed 0 --steps 12000``) is in ``drawing_long.csv``, its control
 (``labelled_only.py``) in ``drawing_control.csv``. Six minutes
 of one core a run, and two more for the score of the training images themselves.
+
+With ``--data FOLDER`` the runs are of that folder. The judge of MNIST knows nothing of its images,
+so another is trained first, of all of them with all their labels; there are as many drawings as
+test images, and no score. Chapter 8's letters (``make_letters.py``) are in ``drawing_letters.csv``.
 """
 
 from __future__ import annotations
@@ -18,13 +22,15 @@ from pathlib import Path
 
 import torch
 from tables import read_rows, settings_text, write_rows
+from torch import Tensor
+from train_judge import BATCH_SIZE, EPOCHS, count_errors, train_judge
 
 from semigen_lib import __version__
 from semigen_lib.checkpoint import read_json
 from semigen_lib.cli import load_run
-from semigen_lib.data import ImageData, load_images
+from semigen_lib.data import BatchStream, ImageData, load_images, split_labels
 from semigen_lib.evaluation import draw, test_error
-from semigen_lib.judge import load_judge
+from semigen_lib.judge import JUDGE, Judge, load_judge
 from semigen_lib.methods.method import Method
 from semigen_lib.runtime import seed_everything
 from semigen_lib.samples import (
@@ -47,40 +53,58 @@ COLUMNS = (
     *MEASURES,
     "copied_share",
     *SCORES,
+    "judge_error",  # the share of test images that the judge reads wrongly
     "version",
     "settings",
 )
 N_MEASURED, N_SCORED = 5_000, 60_000
 
 
-def measure(method: Method, data: ImageData, real: tuple[Reading, Reading], seed: int) -> dict:
-    """Return the figures of a row that need drawings; each heap of them starts with the seed."""
-    figures: dict[str, float] = {"test_error": test_error(method, data.test)}
-    heaps = []
-    for n in (N_MEASURED, N_SCORED):
-        requests = torch.arange(data.n_classes).repeat_interleave(n // data.n_classes)
-        seed_everything(seed)
-        heaps.append((draw(method, requests), requests))
-    report = measure_samples(*heaps[0], *real)
-    figures |= {name: getattr(report, name) for name in (*MEASURES, "copied_share")}
-    score = classification_accuracy_score(*heaps[1], data.test, progress=True)
-    return figures | {"score_drawn": score}
+def judge_of(data: ImageData, name: str) -> tuple[Judge, float]:
+    """Return a judge of the images, and its test error."""
+    if name == "mnist":
+        return load_judge(), read_json(JUDGE / "mnist.json")["test_error"]
+    seed_everything(0)
+    split = split_labels(data, None, 0)
+    images = BatchStream(split, batch_size=1, labeled_batch_size=BATCH_SIZE, seed=0)
+    judge = train_judge(images, EPOCHS * len(split) // BATCH_SIZE, data.n_classes)
+    return judge, count_errors(judge, data.test) / len(data.test)
+
+
+def draw_each(method: Method, data: ImageData, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return drawings, as many of each class, and what each was to show."""
+    requests = torch.arange(data.n_classes).repeat_interleave(n // data.n_classes)
+    seed_everything(seed)
+    return draw(method, requests), requests
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--data", default="mnist", help="mnist, or a folder of other images")
     parser.add_argument("--out", type=Path, default=TABLE, help="the table")
     options = parser.parse_args()
     runs = [load_run(run, "auto") for run in options.runs]  # all of them, before minutes pass
-    data, judge = load_images("mnist"), load_judge()
-    real = read_images_with(judge, data.train), read_images_with(judge, data.test)
-    ceiling = classification_accuracy_score(
+    data = load_images(options.data)
+    judge, judge_error = judge_of(data, options.data)
+    real: tuple[Reading, Reading] = tuple(
+        read_images_with(judge, images) for images in (data.train, data.test)
+    )
+    scored = options.data == "mnist"
+    ceiling = scored and classification_accuracy_score(
         data.train.images, data.train.labels, data.test, progress=True
     )
     for run, (method, config) in zip(options.runs, runs, strict=True):
-        metrics = read_json(run / "metrics.json")
-        figures = measure(method, data, real, config["seed"]) | {"score_real": ceiling}
+        metrics, seed = read_json(run / "metrics.json"), config["seed"]
+        report = measure_samples(
+            *draw_each(method, data, min(N_MEASURED, len(data.test)), seed), *real, judge=judge
+        )
+        figures = {"test_error": test_error(method, data.test), "judge_error": judge_error}
+        figures |= {name: getattr(report, name) for name in (*MEASURES, "copied_share")}
+        if scored:
+            drawn = draw_each(method, data, N_SCORED, seed)
+            score = classification_accuracy_score(*drawn, data.test, progress=True)
+            figures |= {"score_drawn": score, "score_real": ceiling}
         row = {name: str(config[name]) for name in KEY}
         row |= {"minutes": "" if config["minutes"] is None else f"{config['minutes']:g}"}
         row |= {"steps": str(metrics["steps"]), "seconds": f"{metrics['seconds']:.0f}"}

@@ -25,6 +25,7 @@ from semigen_lib.judge import JUDGE, Judge
 from semigen_lib.runtime import autocast, seed_everything
 
 SEED = 0
+EPOCHS = 18  # passes through all images
 BATCH_SIZE = 128
 LEARNING_RATE = 0.1  # at its peak, after a tenth of the steps
 AVERAGE = 0.998  # of the weights, per step
@@ -48,9 +49,9 @@ def learning_rate(progress: float) -> float:
     return LEARNING_RATE * min(progress / 0.1, (1 - progress) / 0.9)
 
 
-def train_judge(images: BatchStream, steps: int) -> Judge:
+def train_judge(images: BatchStream, steps: int, n_classes: int = 10) -> Judge:
     """Return the averaged judge after a number of steps."""
-    judge = Judge().to(memory_format=torch.channels_last).train()
+    judge = Judge(n_classes).to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(judge).eval().requires_grad_(False)
     optimizer = torch.optim.SGD(
         judge.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4
@@ -85,7 +86,7 @@ def count_errors(judge: Judge, images: ImageSet) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=18, help="passes through all images")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes through all images")
     parser.add_argument("--out", type=Path, default=JUDGE, help="the folder of both files")
     options = parser.parse_args()
     began = time.monotonic()
