@@ -33,7 +33,7 @@ class DptConfig(PropagateConfig):
     denoiser_width: int = 32
     drop: float = 0.1  # how often the denoiser is not told the class, so that guidance is possible
     guidance: float = 2.0  # 1: as the class says; more: away from what no class says; 0: no class
-    n_steps: int = 10  # from noise to an image; each asks the denoiser twice
+    n_steps: int = 10  # from noise to an image; each but the last asks the denoiser twice
     n_drawings: int = 128  # of each class, for the student
     share: float = 0.25  # of the images it retrains on that are drawings; 0: it sees none
     relabel_at: float = 0.2  # the fraction of the run after which the denoiser learns ...
@@ -129,7 +129,8 @@ class Dpt(Propagate):
 def follow_back(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, n_steps: int) -> Tensor:
     """Follow a velocity from time 1 back to time 0, in equal steps of Heun's rule.
 
-    Each step takes the mean of two velocities: here, and where the first one leads.
+    Each step takes the mean of two velocities: here, and where the first one leads. The last one
+    just goes where it is led: at time 0 no noise is left to tell a network by.
 
     Parameters
     ----------
@@ -138,16 +139,15 @@ def follow_back(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, n_st
     noise
         ``(B, C, H, W)``, where it starts.
     n_steps
-        At least 1; the velocity is asked twice as often.
+        At least 1; the velocity is asked twice in each but the last.
 
     Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative
-    Models", algorithm 1, for Heun's rule.
+    Models", algorithm 1, for Heun's rule and its last step.
     Shown in: book/08_drawing_on_request.ipynb
     """
     images = noise
-    for step in range(n_steps, 0, -1):
-        now, then = step / n_steps, (step - 1) / n_steps
-        here = velocity(images, now)
-        there = velocity(images - here / n_steps, then)
+    for step in range(n_steps, 1, -1):
+        here = velocity(images, step / n_steps)
+        there = velocity(images - here / n_steps, (step - 1) / n_steps)
         images = images - (here + there) / (2 * n_steps)
-    return images
+    return images - velocity(images, 1 / n_steps) / n_steps
