@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from semigen_lib.checkpoint import SCHEMA, save_weights, write_json
 from semigen_lib.data import BatchStream, ImageSet, load_images, split_labels, to_float
 from semigen_lib.judge import JUDGE, Judge
-from semigen_lib.runtime import autocast, seed_everything
+from semigen_lib.runtime import autocast, fast_bf16, seed_everything
 
 SEED = 0
 EPOCHS = 18  # passes through all images
@@ -60,7 +60,7 @@ def train_judge(images: BatchStream, steps: int, n_classes: int = 10) -> Judge:
         batch = images.at(step)
         seen = distort(batch.labeled_images).to(memory_format=torch.channels_last)
         optimizer.param_groups[0]["lr"] = learning_rate(step / steps)
-        with autocast(seen.device, "bf16"):
+        with autocast(seen.device, "bf16" if fast_bf16() else "fp32"):
             class_logits = judge(seen)[1]
         optimizer.zero_grad()
         F.cross_entropy(class_logits.float(), batch.labels).backward()
