@@ -20,7 +20,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semigen_lib import __version__
 from semigen_lib.checkpoint import SCHEMA, load_weights, read_json, save_weights, write_json
@@ -42,7 +42,13 @@ def half(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.is_floating_point() else tensor
 
 
-def measure_real(data: ImageData, memory: Reading, unseen: Reading, per_class: int) -> SampleReport:
+def measure_real(
+    data: ImageData,
+    memory: Reading,
+    unseen: Reading,
+    per_class: int,
+    judge: nn.Module | None = None,
+) -> SampleReport:
     """Return the figures of real training images in the place of drawings."""
     labels = data.train.labels
     members = [(labels == k).nonzero().flatten() for k in range(data.n_classes)]
@@ -50,7 +56,7 @@ def measure_real(data: ImageData, memory: Reading, unseen: Reading, per_class: i
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[chosen] = False
     others = Reading(*(part[rest] for part in memory))
-    return measure_samples(data.train.images[chosen], labels[chosen], others, unseen)
+    return measure_samples(data.train.images[chosen], labels[chosen], others, unseen, judge=judge)
 
 
 def main() -> None:

@@ -12,7 +12,11 @@ of one core a run, and two more for the score of the training images themselves.
 
 With ``--data FOLDER`` the runs are of that folder. The judge of MNIST knows nothing of its images,
 so another is trained first, of all of them with all their labels; there are as many drawings as
-test images, and no score. Chapter 8's letters (``make_letters.py``) are in ``drawing_letters.csv``.
+test images, and a row of its own says what real training images reach in their place. Chapter 8's
+letters (``make_letters.py``) are in ``drawing_letters.csv``.
+
+``--no-score`` leaves the score out: to draw 60,000 images takes a diffusion half an hour. Those of
+chapter 8 (``--method dpt --labels 100 --steps 2000``) are in ``drawing_diffusion.csv``.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from export_generator import measure_real
 from tables import read_rows, settings_text, write_rows
 from torch import Tensor
 from train_judge import BATCH_SIZE, EPOCHS, count_errors, train_judge
@@ -34,7 +39,7 @@ from semigen_lib.judge import JUDGE, Judge, load_judge
 from semigen_lib.methods.method import Method
 from semigen_lib.runtime import seed_everything
 from semigen_lib.samples import (
-    Reading,
+    SampleReport,
     classification_accuracy_score,
     measure_samples,
     read_images_with,
@@ -71,6 +76,16 @@ def judge_of(data: ImageData, name: str) -> tuple[Judge, float]:
     return judge, count_errors(judge, data.test) / len(data.test)
 
 
+def figures_of(report: SampleReport) -> dict[str, float]:
+    """Return what a row holds of a report."""
+    return {name: getattr(report, name) for name in (*MEASURES, "copied_share")}
+
+
+def written(figures: dict[str, float]) -> dict[str, str]:
+    """Return figures as a table has them."""
+    return {name: f"{value:.4f}" for name, value in figures.items()}
+
+
 def draw_each(method: Method, data: ImageData, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return drawings, as many of each class, and what each was to show."""
     requests = torch.arange(data.n_classes).repeat_interleave(n // data.n_classes)
@@ -78,43 +93,48 @@ def draw_each(method: Method, data: ImageData, n: int, seed: int) -> tuple[Tenso
     return draw(method, requests), requests
 
 
+def add_row(table: Path, row: dict[str, str]) -> None:
+    """Put a row into the table, in the place of the one of the same run."""
+    rows = [r for r in read_rows(table) if any(r[name] != row[name] for name in KEY)]
+    rows.append(row | {"version": __version__})
+    rows.sort(key=lambda r: (r["method"], int(r["n_labeled"]), int(r["seed"])))
+    write_rows(table, COLUMNS, rows)
+    print(row, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--data", default="mnist", help="mnist, or a folder of other images")
+    parser.add_argument("--no-score", action="store_true", help="leave out the accuracy score")
     parser.add_argument("--out", type=Path, default=TABLE, help="the table")
     options = parser.parse_args()
     runs = [load_run(run, "auto") for run in options.runs]  # all of them, before minutes pass
     data = load_images(options.data)
     judge, judge_error = judge_of(data, options.data)
-    real: tuple[Reading, Reading] = tuple(
-        read_images_with(judge, images) for images in (data.train, data.test)
-    )
-    scored = options.data == "mnist"
-    ceiling = scored and classification_accuracy_score(
-        data.train.images, data.train.labels, data.test, progress=True
-    )
+    n_drawn = min(N_MEASURED, len(data.test))
+    real = read_images_with(judge, data.train), read_images_with(judge, data.test)
+    shared = {"judge_error": judge_error}
+    if options.data != "mnist":
+        report = measure_real(data, *real, n_drawn // data.n_classes, judge)
+        row = {"method": "real", "n_labeled": str(len(data.train)), "seed": "0"}
+        add_row(options.out, row | written(shared | figures_of(report)))
+    elif not options.no_score:
+        shared["score_real"] = classification_accuracy_score(
+            data.train.images, data.train.labels, data.test, progress=True
+        )
     for run, (method, config) in zip(options.runs, runs, strict=True):
         metrics, seed = read_json(run / "metrics.json"), config["seed"]
-        report = measure_samples(
-            *draw_each(method, data, min(N_MEASURED, len(data.test)), seed), *real, judge=judge
-        )
-        figures = {"test_error": test_error(method, data.test), "judge_error": judge_error}
-        figures |= {name: getattr(report, name) for name in (*MEASURES, "copied_share")}
-        if scored:
+        report = measure_samples(*draw_each(method, data, n_drawn, seed), *real, judge=judge)
+        figures = {"test_error": test_error(method, data.test)} | figures_of(report)
+        if "score_real" in shared:
             drawn = draw_each(method, data, N_SCORED, seed)
-            score = classification_accuracy_score(*drawn, data.test, progress=True)
-            figures |= {"score_drawn": score, "score_real": ceiling}
+            figures["score_drawn"] = classification_accuracy_score(*drawn, data.test, progress=True)
         row = {name: str(config[name]) for name in KEY}
         row |= {"minutes": "" if config["minutes"] is None else f"{config['minutes']:g}"}
         row |= {"steps": str(metrics["steps"]), "seconds": f"{metrics['seconds']:.0f}"}
-        row |= {name: f"{value:.4f}" for name, value in figures.items()}
-        rows = [r for r in read_rows(options.out) if any(r[name] != row[name] for name in KEY)]
-        row["settings"] = settings_text(method.config)
-        rows.append(row | {"version": __version__})
-        rows.sort(key=lambda r: (r["method"], int(r["n_labeled"]), int(r["seed"])))
-        write_rows(options.out, COLUMNS, rows)
-        print(row, flush=True)
+        row |= written(figures | shared) | {"settings": settings_text(method.config)}
+        add_row(options.out, row)
 
 
 if __name__ == "__main__":
