@@ -409,3 +409,20 @@ def test_a_folder_for_an_assignment_of_the_book(sandbox, tmp_path, capsys) -> No
     }  # fmt: skip
     assert (rows["broken"]["reason"], rows["link"]["reason"]) == ("not_json", "not_a_file")
     assert "4 submissions: 2 graded, 2 refused; 0 lost, 0 grader" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["A1", "A2", "A3", "A4", "A5"])
+def test_the_reference_and_the_untouched_file_by_the_same_command(name, sandbox, tmp_path) -> None:
+    assignment = load_assignment(find_assignment(name))
+    submissions = tmp_path / "in"
+    submissions.mkdir()
+    nbformat.write(assignment.notebook, submissions / "reference.ipynb")
+    nbformat.write(nbformat.from_dict(assignment.template), submissions / "untouched.ipynb")
+    words = ("grade", submissions, "--assignment", name, "--out", tmp_path / "grades", "--quiet")
+    assert main([*map(str, words), "--jobs", "1"]) == 0
+    rows = {row["student_id"]: row for row in table(tmp_path / "grades")}
+    assert {student: row["reason"] for student, row in rows.items()} == dict.fromkeys(rows, "ok")
+    scores = {student: float(row["score"]) for student, row in rows.items()}
+    full = sum(task.points for task in assignment.tasks)
+    assert scores == {"reference": full, "untouched": 0}, rows
+    assert not rows["reference"]["flags"], rows["reference"]["flags"]

@@ -1388,7 +1388,7 @@ def test_guidance_by_hand(make_method) -> None:
 
 
 @pytest.mark.parametrize(("guidance", "images"), [(1.0, 5), (2.0, 10), (0.0, 10)])
-def test_a_drawing_costs_two_questions_a_step_and_guidance_doubles_them(
+def test_a_drawing_costs_two_questions_a_step_but_the_last_and_guidance_doubles_them(
     guidance, images, make_method, monkeypatch
 ) -> None:
     method, asked = make_method("dpt", guidance=guidance, n_steps=3), []
@@ -1439,6 +1439,12 @@ def test_who_knows_that_pixels_are_normal_draws_such_pixels(make_method, monkeyp
     images = method.generate(torch.full((20,), UNLABELED))
     assert images.mean().item() == pytest.approx(0.6, abs=0.005)
     assert images.std().item() == pytest.approx(0.05, rel=0.1)
+
+
+def test_the_way_back_never_asks_at_time_0() -> None:
+    asked = []
+    follow_back(lambda noisy, time: asked.append(time) or noisy, torch.randn(2, 1, 4, 4), 3)
+    assert asked == pytest.approx([1, 2 / 3, 2 / 3, 1 / 3, 1 / 3])
 
 
 def test_a_straight_way_back_takes_one_step() -> None:
